@@ -1,0 +1,54 @@
+"""Host tests: the pack on real ComfyUI installations (``COMFYUI_PATH``, ``COMFYUI_PYTHON``).
+
+In the test run itself nothing here imports ComfyUI: the tests start its server, or run the files of ``inprocess/``
+with its Python. In that second process (``LIKENESS_TEST_HOST`` is set) this file makes ``import comfy`` work.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from likeness.tests.host.support import discovery
+from likeness.tests.host.support.inprocess import HOST_VARIABLE
+
+_inside = os.environ.get(HOST_VARIABLE)
+
+
+def _prepare_imports(host: str) -> None:
+    """Put ComfyUI first on the path and have it use the CPU, as ``main.py --cpu`` does."""
+    sys.path.insert(0, host)
+    import comfy.cli_args  # the host's own argument table; its defaults hold when it is not a program
+
+    comfy.cli_args.args.cpu = True
+
+
+if _inside:
+    _prepare_imports(_inside)
+    _hosts: list[discovery.Host] = []
+else:
+    collect_ignore = ["inprocess"]
+    _hosts = discovery.hosts()
+
+
+@pytest.fixture(scope="session", params=_hosts or [None], ids=lambda host: host.name if host else "no-host")
+def host(request: pytest.FixtureRequest) -> discovery.Host:
+    """Each ComfyUI in turn; skipped when there is none."""
+    if request.param is None:
+        pytest.skip(discovery.why_none())
+    return request.param
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say it aloud when the host tests could not run."""
+    if not _inside and not _hosts:
+        terminalreporter.write_line(f"HOST TESTS SKIPPED: {discovery.why_none()}", yellow=True)
+
+
+@pytest.fixture(scope="session")
+def pack_root() -> Path:
+    """The repository."""
+    return discovery.ROOT
