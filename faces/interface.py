@@ -1,0 +1,98 @@
+"""What the pack asks of face models: tensors in, typed results out. Providers live in the files beside this one.
+
+Pictures are ``B 3 H W`` in [0, 1], coordinates are pixels of that picture (x right, y down). A provider is chosen once
+per run and its ``name`` is kept with every embedding it made: embeddings of different providers are never compared.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Face:
+    """One detected face.
+
+    Attributes:
+        box: ``(x0, y0, x1, y1)`` in pixels.
+        score: the detector's confidence in [0, 1].
+        landmarks: ``5 2`` left eye, right eye, nose, left and right mouth corner (viewer's left first); None if the
+            detector gives none.
+    """
+
+    box: tuple[float, float, float, float]
+    score: float
+    landmarks: Tensor | None = None
+
+    @property
+    def area(self) -> float:
+        """Box area in square pixels."""
+        return max(0.0, self.box[2] - self.box[0]) * max(0.0, self.box[3] - self.box[1])
+
+
+@runtime_checkable
+class FaceDetector(Protocol):
+    """Finds faces."""
+
+    name: str
+
+    def detect(self, images: Tensor) -> list[list[Face]]:
+        """``B 3 H W`` in [0, 1] -> per picture its faces, most confident first; an empty list where there is none."""
+
+
+@runtime_checkable
+class FaceEmbedder(Protocol):
+    """Maps face crops to identity vectors.
+
+    Attributes:
+        size: side of the square crop it expects.
+        width: length of its vectors.
+        differentiable: whether gradients flow from the vectors to the pixels (needed by identity losses).
+    """
+
+    name: str
+    size: int
+    width: int
+    differentiable: bool
+
+    def embed(self, crops: Tensor) -> Tensor:
+        """``B 3 S S`` in [0, 1] -> ``B D`` of unit length."""
+
+
+@runtime_checkable
+class LandmarkDetector(Protocol):
+    """Places landmarks inside given boxes."""
+
+    name: str
+
+    def landmarks(self, images: Tensor, boxes: Tensor) -> Tensor:
+        """``B 3 H W`` in [0, 1] and ``B 4`` boxes -> ``B N 2`` points in pixels."""
+
+
+def crop_square(images: Tensor, boxes: Tensor, size: int, margin: float = 0.25) -> Tensor:
+    """Square crops round boxes, differentiable in the pixels.
+
+    Args:
+        images: ``B 3 H W``.
+        boxes: ``B 4`` as ``x0, y0, x1, y1`` in pixels.
+        size: side of the result.
+        margin: extra on each side, as a fraction of the longer side of the box.
+
+    Returns:
+        ``B 3 size size``; what lies outside the picture repeats its border.
+    """
+    height, width = images.shape[-2:]
+    boxes = boxes.to(images)
+    centre = (boxes[:, :2] + boxes[:, 2:]) / 2  # B 2
+    side = (boxes[:, 2:] - boxes[:, :2]).amax(dim=1) * (1 + 2 * margin)  # B
+    ramp = (torch.arange(size, device=images.device, dtype=images.dtype) + 0.5) / size - 0.5
+    xs = centre[:, 0, None] + ramp * side[:, None]  # B S
+    ys = centre[:, 1, None] + ramp * side[:, None]
+    grid_x = (xs / width * 2 - 1)[:, None, :].expand(-1, size, -1)
+    grid_y = (ys / height * 2 - 1)[:, :, None].expand(-1, -1, size)
+    grid = torch.stack([grid_x, grid_y], dim=-1)  # B S S 2
+    return torch.nn.functional.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
