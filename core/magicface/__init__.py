@@ -1,0 +1,1 @@
+"""MagicFace: training-free personalisation by reference attention (RSA, semantic maps, RBA)."""
