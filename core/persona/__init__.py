@@ -1,0 +1,1 @@
+"""PersonaMagic: a person learnt from one photo as words that change over the denoising schedule."""

@@ -1,0 +1,130 @@
+"""A persona: the trained mapper with all it needs to speak, and its plain form for saving."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ..errors import LikenessError, bad_input
+from .mapper import Mapper, MapperConfig
+from .stages import Stages
+from .text import Speaker
+
+FORMAT_VERSION = 1
+KIND = "likeness.persona"
+
+
+@dataclass(frozen=True)
+class Persona:
+    """What is learnt about one person, animal, object or style.
+
+    Attributes:
+        mapper: the words.
+        stages: where in the schedule they are spoken.
+        supercategory: the plain word of the other stages (``face``).
+        image: ``N D`` image embeddings of the photos (None without residual branch); playing uses the first.
+        base: what it was trained on: ``{"family": "sd1", "text_widths": [...], "context_width": ...}``.
+        training: the training request, for the record.
+    """
+
+    mapper: Mapper
+    stages: Stages
+    supercategory: str
+    image: Tensor | None = None
+    name: str = "persona"
+    base: dict = field(default_factory=dict)
+    training: dict = field(default_factory=dict)
+
+    @property
+    def tokens(self) -> int:
+        """Number of words it speaks."""
+        return self.mapper.config.tokens
+
+    @torch.no_grad()
+    def speakers(self, timesteps: Tensor, positions: Tensor) -> list[Speaker]:
+        """Words and residuals for ``S`` timesteps, one :class:`Speaker` per text encoder.
+
+        Args:
+            timesteps: ``S``.
+            positions: ``n`` positions in the prompt.
+        """
+        image = None if self.image is None else self.image[:1]
+        out = self.mapper(timesteps, image)
+        widths = list(self.mapper.config.widths)
+        words = out.words.split(widths, dim=-1)
+        residuals = [None] * len(widths) if out.residual is None else out.residual.split(widths, dim=-1)
+        return [Speaker(positions, w, r) for w, r in zip(words, residuals, strict=True)]
+
+    def check_base(self, text_widths: tuple[int, ...], where: str = "Persona: model") -> None:
+        """The persona speaks only to text encoders of the widths it was trained with.
+
+        Raises:
+            LikenessError: another base model.
+        """
+        if tuple(text_widths) != self.mapper.config.widths:
+            raise bad_input(
+                where,
+                f"text encoder widths {tuple(text_widths)}",
+                f"{self.mapper.config.widths} ({self.base.get('family', 'the base')} that persona {self.name!r} was "
+                "trained on)",
+                "Load a checkpoint of that family, or train the persona on this one.",
+            )
+
+    def drift(self, supercategory: Tensor) -> float:
+        """Cosine between the supercategory row it was trained with and this model's (1 = the same text encoder)."""
+        return float(torch.nn.functional.cosine_similarity(self.mapper.supercategory, supercategory.float(), dim=0))
+
+
+def persona_tensors(persona: Persona) -> dict[str, Tensor]:
+    """Everything numeric, by name."""
+    tensors = {f"mapper.{k}": v.detach().cpu().float().contiguous() for k, v in persona.mapper.state_dict().items()}
+    if persona.image is not None:
+        tensors["image"] = persona.image.detach().cpu().float().contiguous()
+    return tensors
+
+
+def persona_description(persona: Persona) -> dict:
+    """Everything else, as plain JSON values."""
+    return {
+        "kind": KIND,
+        "format": FORMAT_VERSION,
+        "name": persona.name,
+        "supercategory": persona.supercategory,
+        "tokens": persona.tokens,
+        "mapper": persona.mapper.config.to_dict(),
+        "stages": {"low": persona.stages.low, "high": persona.stages.high, "late": persona.stages.late},
+        "base": persona.base,
+        "training": persona.training,
+    }
+
+
+def persona_from(tensors: dict[str, Tensor], description: dict, where: str = "Persona file") -> Persona:
+    """Rebuild a persona from its two halves.
+
+    Raises:
+        LikenessError: another kind of file, a newer format, or tensors that do not fit.
+    """
+    if description.get("kind") != KIND:
+        raise bad_input(where, f"kind {description.get('kind')!r}", repr(KIND), "Pick a persona saved by this pack.")
+    if description.get("format", 0) > FORMAT_VERSION:
+        raise bad_input(where, f"format {description['format']}", f"at most {FORMAT_VERSION}", "Update this pack.")
+    try:
+        config = MapperConfig.from_dict(description["mapper"])
+        state = {k.removeprefix("mapper."): v for k, v in tensors.items() if k.startswith("mapper.")}
+        mapper = Mapper(config, state["supercategory"])
+        mapper.load_state_dict(state)
+        return Persona(
+            mapper=mapper.eval().requires_grad_(False),
+            stages=Stages(**description["stages"]),
+            supercategory=description["supercategory"],
+            image=tensors.get("image"),
+            name=description.get("name", "persona"),
+            base=description.get("base", {}),
+            training=description.get("training", {}),
+        )
+    except LikenessError:
+        raise
+    except (KeyError, TypeError, ValueError, RuntimeError) as cause:
+        raise bad_input(where, f"contents that do not fit ({cause})", "a whole persona file", "") from cause
