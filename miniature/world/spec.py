@@ -1,0 +1,195 @@
+"""What a picture shows besides who: shot, clothes, accessory, expression, action, scene, style; and its caption."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from dataclasses import dataclass, field, replace
+
+from .identity import Identity, sample_identity
+
+SHOTS = ("portrait", "half body", "full body")
+ACCESSORIES = ("hat", "crown", "glasses", "sunglasses", "scarf", "tie", "headphones", "flower")
+GARMENTS = ("shirt", "sweater", "suit", "dress", "hoodie")
+COLOURS = {
+    "red": "#d8342f", "orange": "#f08a2b", "yellow": "#f4cf3a", "green": "#3f9f52", "blue": "#2f62c9",
+    "purple": "#7b3fb0", "pink": "#f08fb9", "black": "#26262b", "white": "#f4f4f0", "brown": "#7a5234",
+}
+PATTERNS = ("plain", "stripes", "dots")
+EXPRESSIONS = ("", "smiling", "sad", "surprised", "sleeping")
+ACTIONS = ("standing", "waving", "arms raised", "hands on hips")
+SCENES = {
+    "studio": "in a studio", "snow": "in the snow", "jungle": "in the jungle", "beach": "on the beach",
+    "city": "in the city", "night": "at night", "desert": "in the desert", "room": "in a room",
+    "underwater": "under water", "meadow": "in a meadow",
+}
+STYLES = {"flat": "a picture of", "sketch": "a sketch of", "watercolor": "a watercolor of", "dark": "a dark picture of"}
+
+
+@dataclass(frozen=True)
+class Item:
+    """An accessory with its own look; the look is not told in the caption unless ``colour_told``."""
+
+    kind: str
+    colour: str
+    pattern: str = "plain"
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One person in a picture. ``centre``, ``head`` are fractions of the picture's side (of the head, of its height)."""
+
+    identity: Identity
+    garment: str
+    colour: str
+    item: Item | None = None
+    expression: str = ""
+    action: str = "standing"
+    centre: tuple[float, float] = (0.5, 0.44)
+    head: float = 0.58
+    tilt: float = 0.0
+    word: str = "person"
+    hair_told: bool = False
+
+
+@dataclass(frozen=True)
+class Picture:
+    """Everything a picture shows. ``figures`` left to right; with none, ``item`` is shown alone."""
+
+    figures: tuple[Figure, ...]
+    shot: str
+    scene: str
+    style: str
+    item: Item | None = None
+    seed: int = 0
+    extra: dict = field(default_factory=dict)
+
+    @property
+    def caption(self) -> str:
+        """The picture in words, as the text encoder sees it."""
+        if not self.figures:
+            return f"{STYLES[self.style]} {_article(self.item.kind)}, {SCENES[self.scene]}"
+        people = " and ".join(_figure_words(f, self.shot) for f in self.figures)
+        shot = f"{self.shot}, " if len(self.figures) == 1 else ""
+        return f"{STYLES[self.style]} {people}, {shot}{SCENES[self.scene]}"
+
+
+def _article(noun: str) -> str:
+    if noun in ("glasses", "sunglasses", "headphones"):
+        return noun
+    return f"an {noun}" if noun[0] in "aeiou" else f"a {noun}"
+
+
+def _figure_words(figure: Figure, shot: str) -> str:
+    words = f"a {figure.word}"
+    if figure.hair_told and figure.identity.hair != "bald":
+        words += f" with {figure.identity.hair_colour} hair"
+    words += f" wearing {_article(figure.colour)} {figure.garment}"
+    if figure.item is not None:
+        words += f" and {_article(figure.item.kind)}"
+    if figure.expression:
+        words += f", {figure.expression}"
+    if figure.action != "standing" and shot != "portrait":
+        words += f", {figure.action}"
+    return words
+
+
+def held_out_combination(accessory: str | None, scene: str) -> bool:
+    """One accessory-and-scene pair in eight is never drawn for training."""
+    if accessory is None:
+        return False
+    return hashlib.sha256(f"{accessory}|{scene}".encode()).digest()[0] % 8 == 0
+
+
+def sample_item(rng: random.Random, kind: str | None = None) -> Item:
+    """An accessory of ``kind`` (any if None) with a look of its own."""
+    return Item(kind or rng.choice(ACCESSORIES), rng.choice(tuple(COLOURS)), rng.choice(PATTERNS))
+
+
+def _place(rng: random.Random, shot: str, index: int, count: int) -> tuple[tuple[float, float], float]:
+    """Head centre and head height, as fractions of the side, of person ``index`` of ``count``."""
+    x = (index + 0.5) / count + rng.uniform(-0.04, 0.04) / count
+    if shot == "portrait":
+        return (x, rng.uniform(0.42, 0.48)), rng.uniform(0.52, 0.62) * (1.0 if count == 1 else 0.72)
+    if shot == "half body":
+        return (x, rng.uniform(0.27, 0.32)), rng.uniform(0.31, 0.36) * (1.0 if count < 3 else 0.8)
+    head = rng.uniform(0.17, 0.23)
+    return (x, 0.10 + head * 0.75), head
+
+
+def sample_figure(rng: random.Random, shot: str, identity: Identity, index: int = 0, count: int = 1) -> Figure:
+    """A person with clothes, expression and place drawn from ``rng``."""
+    centre, head = _place(rng, shot, index, count)
+    gender_told = rng.random() < 0.7
+    return Figure(
+        identity=identity,
+        garment=rng.choice(GARMENTS),
+        colour=rng.choice(tuple(COLOURS)),
+        item=sample_item(rng) if rng.random() < 0.6 else None,
+        expression=rng.choice(EXPRESSIONS),
+        action=rng.choice(ACTIONS),
+        centre=centre,
+        head=head,
+        tilt=rng.uniform(-6, 6),
+        word=identity.gender if gender_told else "person",
+        hair_told=rng.random() < 0.25,
+    )
+
+
+def sample_picture(
+    rng: random.Random,
+    identity: Identity | None = None,
+    held_out: bool = False,
+    shot: str | None = None,
+    people: int | None = None,
+) -> Picture:
+    """A picture of one person (or ``people``), or now and then of an accessory alone.
+
+    Args:
+        rng: source of every choice, so that a seed fixes the picture.
+        identity: who the first person is; drawn when None.
+        held_out: draw identities and accessory-scene pairs that are never trained on.
+        shot: one of SHOTS; drawn when None, portraits most often.
+        people: 0 (accessory alone) to 4; drawn when None.
+    """
+    if people is None:
+        people = rng.choices((0, 1, 2, 3), (0.06, 0.76, 0.15, 0.03))[0] if identity is None else 1
+    shot = shot or rng.choices(SHOTS, (0.5, 0.3, 0.2))[0]
+    style = rng.choices(tuple(STYLES), (0.7, 0.1, 0.1, 0.1))[0]
+    seed = rng.randrange(2**31)
+    if people == 0:
+        scene = rng.choice(tuple(SCENES))
+        return Picture((), "object", scene, style, item=sample_item(rng), seed=seed)
+    if people > 1:
+        shot = "half body" if rng.random() < 0.6 else "full body" if people > 2 or rng.random() < 0.5 else "portrait"
+    figures = tuple(
+        sample_figure(rng, shot, identity if i == 0 and identity else sample_identity(rng, held_out), i, people)
+        for i in range(people)
+    )
+    while True:
+        scene = rng.choice(tuple(SCENES))
+        combos = [held_out_combination(f.item.kind if f.item else None, scene) for f in figures]
+        if held_out or not any(combos):
+            return Picture(figures, shot, scene, style, seed=seed)
+
+
+def sample_pair(rng: random.Random, held_out: bool = False) -> tuple[Picture, Picture]:
+    """The same person (or the same accessory) twice, in two pictures of their own: character sheet, mirror, diptych."""
+    identity = sample_identity(rng, held_out)
+    left = sample_picture(rng, identity, held_out)
+    right = sample_picture(rng, identity, held_out)
+    word = left.figures[0].word
+    right = replace(right, figures=(replace(right.figures[0], word=word),))
+    if rng.random() < 0.4:
+        right = replace(right, style=left.style)
+    if left.figures[0].item and rng.random() < 0.3:
+        if rng.random() < 0.5:
+            right = Picture((), "object", left.scene, left.style, item=left.figures[0].item, seed=right.seed)
+        elif not held_out_combination(left.figures[0].item.kind, right.scene):
+            right = replace(right, figures=(replace(right.figures[0], item=left.figures[0].item),))
+    return left, right
+
+
+def pair_caption(left: Picture, right: Picture) -> str:
+    """Caption of two pictures side by side."""
+    return f"{left.caption} next to {right.caption}"
