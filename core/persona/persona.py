@@ -43,19 +43,11 @@ class Persona:
         return self.mapper.config.tokens
 
     @torch.no_grad()
-    def speakers(self, timesteps: Tensor, positions: Tensor) -> list[Speaker]:
-        """Words and residuals for ``S`` timesteps, one :class:`Speaker` per text encoder.
-
-        Args:
-            timesteps: ``S``.
-            positions: ``n`` positions in the prompt.
-        """
+    def speaker(self, timesteps: Tensor, positions: Tensor) -> Speaker:
+        """Words and residuals for ``S`` timesteps at ``n`` positions of the prompt."""
         image = None if self.image is None else self.image[:1]
         out = self.mapper(timesteps, image)
-        widths = list(self.mapper.config.widths)
-        words = out.words.split(widths, dim=-1)
-        residuals = [None] * len(widths) if out.residual is None else out.residual.split(widths, dim=-1)
-        return [Speaker(positions, w, r) for w, r in zip(words, residuals, strict=True)]
+        return Speaker(positions, out.words, out.residual)
 
     def check_base(self, text_widths: tuple[int, ...], where: str = "Persona: model") -> None:
         """The persona speaks only to text encoders of the widths it was trained with.

@@ -15,15 +15,19 @@ import torch
 from torch import Tensor
 
 from ..errors import bad_input
+from .mapper import part_lengths, rescale
 
 DEFAULT_PLACEHOLDER = "S*"
 TEMPLATE_SLOT = "{}"
 
 
 class TextEncoder(Protocol):
-    """One CLIP-like text encoder, frozen. Gradients flow through embeddings."""
+    """A CLIP-like text encoder, or two whose outputs are joined (SDXL). Frozen; gradients flow through embeddings.
 
-    width: int
+    ``widths`` has one entry per encoder, ``C`` is their sum.
+    """
+
+    widths: tuple[int, ...]
     length: int
 
     def embed(self, ids: Tensor) -> Tensor:
@@ -160,20 +164,6 @@ def take(sequence: Tensor, positions: Tensor) -> Tensor:
     return sequence.gather(1, _index(sequence, positions))
 
 
-def bend(hidden: Tensor, residual: Tensor) -> Tensor:
-    """``x <- |x| normalize(x + residual)``: the residual turns a vector, it cannot make it louder. ``B n C``."""
-    residual = residual.to(hidden.dtype)
-    return hidden.norm(dim=-1, keepdim=True) * torch.nn.functional.normalize(hidden + residual, dim=-1)
-
-
-def bent_hidden(hidden: Tensor, positions: Tensor, residual: Tensor | None, kept: Tensor | None = None) -> Tensor:
-    """``B L C`` with the persona's positions bent; samples not ``kept`` and a missing residual come back unchanged."""
-    if residual is None:
-        return hidden
-    bent = splice(hidden, positions, bend(take(hidden, positions), residual))
-    return bent if kept is None else torch.where(kept[:, None, None], bent, hidden)
-
-
 @dataclass(frozen=True)
 class Speaker:
     """Words, residuals and positions of one persona for one text encoder.
@@ -185,6 +175,19 @@ class Speaker:
     words: Tensor
     residual: Tensor | None = None
     kept: Tensor | None = None
+
+
+def bend(hidden: Tensor, residual: Tensor, widths: Sequence[int]) -> Tensor:
+    """``x <- |x| normalize(x + residual)``, per encoder: the residual turns a vector, it cannot make it louder."""
+    return rescale(hidden + residual.to(hidden.dtype), part_lengths(hidden, widths), widths)
+
+
+def bent_hidden(hidden: Tensor, speaker: Speaker, widths: Sequence[int]) -> Tensor:
+    """``B L C`` with the persona's positions bent; samples not ``kept`` and a missing residual come back unchanged."""
+    if speaker.residual is None:
+        return hidden
+    bent = splice(hidden, speaker.positions, bend(take(hidden, speaker.positions), speaker.residual, widths))
+    return bent if speaker.kept is None else torch.where(speaker.kept[:, None, None], bent, hidden)
 
 
 def encode(text: TextEncoder, ids: Tensor, speakers: Sequence[Speaker] = ()) -> Contexts:
@@ -200,7 +203,7 @@ def encode(text: TextEncoder, ids: Tensor, speakers: Sequence[Speaker] = ()) -> 
     if all(speaker.residual is None for speaker in speakers):
         return Contexts(key, key)
     for speaker in speakers:
-        hidden = bent_hidden(hidden, speaker.positions, speaker.residual, speaker.kept)
+        hidden = bent_hidden(hidden, speaker, text.widths)
     return Contexts(key, text.final_norm(hidden))
 
 
@@ -211,9 +214,9 @@ def supercategory_embedding(text: TextEncoder, pieces: list[int], rule: str = "m
     """
     if not pieces:
         raise bad_input("Persona: supercategory", "an empty word", "a word such as face, cat or cup", "Give one.")
-    rows = text.embed(torch.tensor([pieces]))[0].float()  # P C
+    rows = text.embed(torch.tensor([pieces]))[0].detach().float()  # P C
     if rule == "first":
         return rows[0]
     if rule != "mean":
         raise bad_input("Persona: subtokens", repr(rule), "'mean' or 'first'", "Pick one.")
-    return torch.nn.functional.normalize(rows.mean(dim=0), dim=0) * rows.norm(dim=1).mean()
+    return rescale(rows.mean(dim=0), part_lengths(rows, text.widths).mean(dim=0), text.widths)
