@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-
 from likeness.tests.host.support import discovery
 from likeness.tests.host.support.inprocess import HOST_VARIABLE
+from likeness.tests.host.support.server import Server
 
 _inside = os.environ.get(HOST_VARIABLE)
 
@@ -52,3 +54,17 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 def pack_root() -> Path:
     """The repository."""
     return discovery.ROOT
+
+
+@pytest.fixture(scope="session")
+def server(host: discovery.Host, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """The host's real server with the pack installed, one for all tests of that host."""
+    base = tmp_path_factory.mktemp(host.name)
+    with Server(host, base) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def object_info(server: Server) -> dict[str, Any]:
+    """What the server tells the front end about every node."""
+    return server.get("/object_info")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-
 from likeness.tests.host.support.discovery import Host
 from likeness.tests.host.support.inprocess import run_file
 

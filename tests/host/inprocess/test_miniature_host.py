@@ -8,11 +8,10 @@ import comfy.samplers
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
-from torch import nn
-from transformers import CLIPTextConfig, CLIPTextModel
-
 from likeness.core.errors import LikenessError
 from likeness.hosts.comfy import miniature
+from torch import nn
+from transformers import CLIPTextConfig, CLIPTextModel
 
 UNET = {
     "sample_size": 32,
