@@ -1,0 +1,153 @@
+#!/usr/bin/env python3
+"""One launcher for everything that runs without ComfyUI: ``python run.py <command>``.
+
+On a fresh machine it sets itself up first: an environment that has what ``requirements-headless.txt`` names is used as
+it is; an active virtual environment is completed; otherwise ``.venv`` is made beside this file.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent
+REQUIREMENTS = ROOT / "requirements-headless.txt"
+VENV = ROOT / ".venv"
+PYTHONS = ((3, 10), (3, 13))
+#: The file pins torch for a fresh environment; one that is there already stays, if it is not older than this.
+OLDEST_TORCH = "torch>=2.4"
+
+#: command: (module of the pack with a ``main(argv)``, help)
+COMMANDS = {
+    "demo": ("miniature.demo", "MagicFace on the miniature: contact sheet, maps, table of measured effects"),
+    "persona": ("training.persona_cli", "learn a persona from pictures and draw it (PersonaMagic)"),
+    "prove": ("evaluation.prove", "measure every effect on held-out people and print the tables"),
+    "benchmark": ("benchmarks.magicface", "time and memory of MagicFace against vanilla and naive attention"),
+    "train": ("miniature.train", "retrain a part of the miniature from its seed, resumable"),
+    "test": ("", "run the tests; further arguments go to pytest"),
+}
+
+
+def main(argv: list[str]) -> int:
+    """Run one command and return its exit status."""
+    if not argv or argv[0] in ("-h", "--help"):
+        print(usage())
+        return 0
+    command, arguments = argv[0], argv[1:]
+    if command not in COMMANDS:
+        print(f"run.py: no command '{command}'.\n\n{usage()}", file=sys.stderr)
+        return 2
+    set_up()
+    return run_tests(arguments) if command == "test" else run_module(command, arguments)
+
+
+def usage() -> str:
+    """The commands, one a line."""
+    rows = "\n".join(f"  {name:<10} {text}" for name, (_, text) in COMMANDS.items())
+    return f"python run.py <command> [options]\n\n{rows}\n\npython run.py <command> --help lists a command's options."
+
+
+def run_module(command: str, arguments: list[str]) -> int:
+    """Import the command's module under the pack's alias and call its ``main``."""
+    register_alias()
+    module, _ = COMMANDS[command]
+    name = f"likeness.{module}"
+    if importlib.util.find_spec(name) is None:
+        print(f"run.py {command}: this copy of the pack has no {module.replace('.', '/')}.py", file=sys.stderr)
+        return 2
+    return int(importlib.import_module(name).main(arguments) or 0)
+
+
+def run_tests(arguments: list[str]) -> int:
+    """Run pytest from the root; its summary is the last line."""
+    command = "import sys; sys.path.remove(''); import pytest; sys.exit(pytest.main(sys.argv[1:]))"
+    return subprocess.call([sys.executable, "-c", command, *arguments], cwd=ROOT)
+
+
+def register_alias() -> None:
+    """Make the pack importable as ``likeness``, and keep its folder names from shadowing anything else."""
+    sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != ROOT]
+    spec = importlib.util.spec_from_file_location("_likeness_bootstrap", ROOT / "bootstrap.py")
+    bootstrap = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(bootstrap)
+    bootstrap.register()
+
+
+def set_up() -> None:
+    """Make sure that the requirements are there, installing them once if they are not.
+
+    Raises:
+        SystemExit: this Python is too old or too new, or the installation failed.
+    """
+    missing = missing_requirements()
+    if not missing:
+        return
+    if in_virtual_environment():
+        install(sys.executable, missing)
+        return
+    check_version()
+    python = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    if not python.exists():
+        print(f"run.py: making {VENV.name} ...", file=sys.stderr)
+        subprocess.check_call([sys.executable, "-m", "venv", str(VENV)])
+    status = subprocess.call([str(python), str(ROOT / "run.py"), *sys.argv[1:]])
+    sys.exit(status)
+
+
+def check_version() -> None:
+    """Refuse a Python for which the pinned packages are not published."""
+    low, end = PYTHONS
+    if not low <= sys.version_info[:2] < end:
+        found = ".".join(map(str, sys.version_info[:2]))
+        sys.exit(f"run.py: this is Python {found}; it needs 3.{low[1]} to 3.{end[1] - 1}. Run it with one of these.")
+
+
+def in_virtual_environment() -> bool:
+    """Whether a virtual environment (or conda) is active, so that installing changes nothing else."""
+    return sys.prefix != sys.base_prefix or "CONDA_PREFIX" in os.environ
+
+
+def missing_requirements() -> list[str]:
+    """Lines of the requirements file that the current environment does not satisfy."""
+    lines = [line.split("#")[0].strip() for line in REQUIREMENTS.read_text("utf-8").splitlines()]
+    return [line for line in lines if line and not satisfied(OLDEST_TORCH if line.startswith("torch==") else line)]
+
+
+def satisfied(requirement: str) -> bool:
+    """Whether a package is installed in the version asked for (``name``, ``name>=1.2`` or ``name==1.2``)."""
+    name, sign, wanted = re.fullmatch(r"([A-Za-z0-9_.-]+?)(?:(>=|==)([0-9.]+))?", requirement).groups()
+    try:
+        found = importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    if sign == "==":
+        return _numbers(found) == _numbers(wanted)
+    return sign is None or _numbers(found) >= _numbers(wanted)
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    public = version.split("+")[0]
+    return tuple(int(part) for part in re.findall(r"\d+", public)[:3])
+
+
+def install(python: str, requirements: list[str]) -> None:
+    """Install with pip as it is set up on this machine."""
+    check_version()
+    start = time.monotonic()
+    print(f"run.py: installing {', '.join(requirements)} (once; some minutes) ...", file=sys.stderr)
+    quiet = ["--quiet", "--disable-pip-version-check"]
+    if subprocess.call([python, "-m", "pip", "install", *quiet, *requirements]):
+        sys.exit("run.py: pip could not install the requirements above; see its message")
+    importlib.invalidate_caches()
+    print(f"run.py: installed in {time.monotonic() - start:.0f} s", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
