@@ -77,7 +77,9 @@ class ReferenceCache:
         self.hits += 1
         slot.run = self._run
         self._slots.move_to_end(key)
-        return {b: (k.to(device, non_blocking=True), v.to(device, non_blocking=True)) for b, (k, v) in slot.entry.items()}
+        return {
+            b: (k.to(device, non_blocking=True), v.to(device, non_blocking=True)) for b, (k, v) in slot.entry.items()
+        }
 
     def put(self, key: Hashable, entry: ReferenceEntry) -> bool:
         """Keep ``entry``; False when it does not fit. Out of memory is a warning, and the run goes on without."""

@@ -1,0 +1,1 @@
+"""The diffusers host: headless sampling on a UNet2DConditionModel."""
