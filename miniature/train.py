@@ -32,7 +32,14 @@ def _autoencoder(overrides: dict) -> None:
     export(part.train(config, Checkpoint("autoencoder"), Log("autoencoder")), "autoencoder")
 
 
-PARTS: dict[str, Callable[[dict], None]] = {"autoencoder": _autoencoder}
+def _unet(overrides: dict) -> None:
+    from . import train_unet as part
+
+    config = dataclasses.replace(part.Config(), **overrides)
+    part.train(config, Checkpoint(f"unet{config.size}"), Log(f"unet{config.size}"))
+
+
+PARTS: dict[str, Callable[[dict], None]] = {"autoencoder": _autoencoder, "unet": _unet}
 
 
 def _overrides(pairs: Sequence[str]) -> dict:

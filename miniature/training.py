@@ -50,10 +50,12 @@ class Checkpoint:
         optimizer.load_state_dict(saved["optimizer"])
         return saved["seconds"], saved["step"]
 
-    def maybe_save(self, model: nn.Module, optimizer: torch.optim.Optimizer, seconds: float, step: int) -> None:
-        """Save if the last time is long enough ago."""
-        if time.monotonic() - self.last > self.every:
+    def maybe_save(self, model: nn.Module, optimizer: torch.optim.Optimizer, seconds: float, step: int) -> bool:
+        """Save if the last time is long enough ago; says whether it did."""
+        due = time.monotonic() - self.last > self.every
+        if due:
             self.save(model, optimizer, seconds, step)
+        return due
 
     def save(self, model: nn.Module, optimizer: torch.optim.Optimizer, seconds: float, step: int) -> None:
         """Write to a temporary file and rename, so that an interrupt never leaves half a checkpoint."""
@@ -74,6 +76,6 @@ class Log:
 
     def write(self, **values: float | Tensor) -> None:
         """Append the values, rounded to four digits."""
-        row = {k: v if isinstance(v, int) else float(f"{float(v):.4g}") for k, v in values.items()}
+        row = {k: v if isinstance(v, int) else float(f"{v.item() if isinstance(v, Tensor) else v:.4g}") for k, v in values.items()}
         with self.path.open("a") as file:
             file.write(json.dumps(row) + "\n")

@@ -1,0 +1,169 @@
+"""Trains the miniature's UNet and text encoder from a seed; resumable, logged, checkpointed.
+
+Latents are drawn and encoded as training goes on, so no picture is seen twice. A part of the batches shows pairs: the
+same person (or accessory) in two pictures side by side, as character sheets and diptychs do on the web; from them the
+self-attention learns to look an appearance up elsewhere.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from . import models
+from .training import Checkpoint, Log, cosine, device
+from .world import pair_caption, render, sample_pair, sample_picture
+
+log = logging.getLogger("likeness")
+
+
+@dataclass(frozen=True)
+class Config:
+    """``size``: picture side in pixels (128 or 256); ``minutes``: wall-clock budget the schedule spans.
+
+    ``pairs_from``, ``pairs_to``: share of batches that show pairs, at the start and at the end.
+    ``warm_start``: begin from the shipped weights when there is no checkpoint.
+    """
+
+    seed: int = 0
+    minutes: float = 90.0
+    size: int = 128
+    batch: int = 16
+    lr: float = 1e-3
+    pairs_from: float = 0.3
+    pairs_to: float = 0.6
+    empty: float = 0.1
+    min_snr: float = 5.0
+    ema: float = 0.998
+    bf16: int = 0
+    warm_start: int = 0
+
+
+class Diffuser(nn.Module):
+    """UNet and text encoder together, and the moving average of both."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unet, self.text = models.new_unet(), models.new_text_encoder()
+        self.average_unet = models.new_unet().requires_grad_(False)
+        self.average_text = models.new_text_encoder().requires_grad_(False)
+        self.reset_average()
+
+    def reset_average(self) -> None:
+        """Start the averages at the current weights."""
+        self.average_unet.load_state_dict(self.unet.state_dict())
+        self.average_text.load_state_dict(self.text.state_dict())
+
+    @torch.no_grad()
+    def update_average(self, decay: float) -> None:
+        """Move the averages towards the weights."""
+        for average, model in ((self.average_unet, self.unet), (self.average_text, self.text)):
+            targets = list(average.parameters())
+            torch._foreach_lerp_(targets, list(model.parameters()), 1 - decay)
+
+    def predict(self, noisy: Tensor, t: Tensor, ids: Tensor) -> Tensor:
+        """Predicted noise ``B 4 h w``."""
+        return self.unet(noisy, t, self.text(input_ids=ids).last_hidden_state).sample
+
+
+class Batches:
+    """Draws, encodes and captions; ``rng`` fixes every picture."""
+
+    def __init__(self, config: Config, seed: int) -> None:
+        self.config, self.rng = config, random.Random(seed)
+        self.encoder = models.load_autoencoder().to(device()).to(memory_format=torch.channels_last)
+
+    @torch.no_grad()
+    def _encode(self, images: list[np.ndarray]) -> Tensor:
+        x = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
+        x = x.to(device()).to(memory_format=torch.channels_last)
+        return (self.encoder.encode(x) * self.encoder.scaling_factor).contiguous()
+
+    def _caption(self, text: str) -> str:
+        return "" if self.rng.random() < self.config.empty else text
+
+    def singles(self) -> tuple[Tensor, Tensor]:
+        """Latents ``B 4 h h`` and token ids ``B 77``."""
+        pictures = [sample_picture(self.rng) for _ in range(self.config.batch)]
+        images = [render(p, self.config.size) for p in pictures]
+        return self._encode(images), models.tokenize([self._caption(p.caption) for p in pictures]).to(device())
+
+    def pairs(self) -> tuple[Tensor, Tensor]:
+        """Latents of two pictures side by side ``B/2 4 h 2h`` and token ids ``B/2 77``."""
+        pairs = [sample_pair(self.rng) for _ in range(self.config.batch // 2)]
+        images = [np.concatenate([render(a, self.config.size), render(b, self.config.size)], 1) for a, b in pairs]
+        captions = [self._caption(pair_caption(a, b)) for a, b in pairs]
+        return self._encode(images), models.tokenize(captions).to(device())
+
+    def next(self, progress: float) -> tuple[Tensor, Tensor]:
+        """A batch of singles or of pairs."""
+        share = self.config.pairs_from + (self.config.pairs_to - self.config.pairs_from) * progress
+        return self.pairs() if self.rng.random() < share else self.singles()
+
+
+def diffusion_loss(model: Diffuser, latents: Tensor, ids: Tensor, alphas: Tensor, config: Config) -> Tensor:
+    """Noise-prediction error with min-SNR weights (gamma ``config.min_snr``)."""
+    t = torch.randint(0, len(alphas), (len(latents),), device=latents.device)
+    alpha = alphas[t].reshape(-1, 1, 1, 1)
+    noise = torch.randn_like(latents)
+    with torch.autocast(latents.device.type, torch.bfloat16, enabled=bool(config.bf16)):
+        predicted = model.predict(alpha.sqrt() * latents + (1 - alpha).sqrt() * noise, t, ids)
+    error = F.mse_loss(predicted.float(), noise, reduction="none").mean(dim=(1, 2, 3))
+    snr = alphas[t] / (1 - alphas[t])
+    return (error * snr.clamp(max=config.min_snr) / snr).mean()
+
+
+def _optimizer(model: Diffuser, config: Config) -> torch.optim.Optimizer:
+    table = model.text.get_input_embeddings().weight  # rows never seen must stay as seeded: no decay there
+    others = [p for p in [*model.unet.parameters(), *model.text.parameters()] if p is not table]
+    groups = [{"params": others, "weight_decay": 1e-3}, {"params": [table], "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.99), foreach=True)
+
+
+def export(model: Diffuser, config: Config, step: int) -> None:
+    """Write the averaged weights where the loaders look for them."""
+    models.save_unet(model.average_unet.state_dict(), config.size, steps=step)
+    models.save_text_encoder(model.average_text.state_dict())
+
+
+def train(config: Config, state: Checkpoint, record: Log) -> Diffuser:
+    """Train until the budget is spent, going on from the checkpoint where there is one; exports at every checkpoint."""
+    torch.manual_seed(config.seed)
+    model = Diffuser()
+    if config.warm_start:
+        model.unet.load_state_dict(models.unet_weights())
+        models._load_text(model.text, models.text_encoder_weights())
+        model.reset_average()
+    model.to(device()).to(memory_format=torch.channels_last)
+    optimizer = _optimizer(model, config)
+    spent, step = state.restore(model, optimizer)
+    batches = Batches(config, config.seed + step)
+    alphas = models.scheduler().alphas_cumprod.to(device())
+    started, losses = time.monotonic() - spent, []
+    while (spent := time.monotonic() - started) < config.minutes * 60:
+        progress = spent / (config.minutes * 60)
+        for group in optimizer.param_groups:
+            group["lr"] = config.lr * cosine(progress)
+        loss = diffusion_loss(model, *batches.next(progress), alphas, config)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        step += 1
+        model.update_average(min(config.ema, (1 + step) / (10 + step)))
+        losses.append(loss.item())
+        if step % 20 == 0:
+            record.write(step=step, seconds=spent, loss=float(np.mean(losses)), progress=progress)
+            losses.clear()
+        if state.maybe_save(model, optimizer, spent, step):
+            export(model, config, step)
+    state.save(model, optimizer, spent, step)
+    export(model, config, step)
+    return model
