@@ -127,8 +127,8 @@ class UNetLayout:
     def _part(self, part: str, layers: str) -> tuple[BlockId, ...]:
         if part in self.levels:
             return self.in_levels([part])
-        first, _, last = part.partition("-")
-        last = last or first
+        first, dash, last = part.partition("-")
+        last = last if dash else first
         if first.isdigit() and last.isdigit() and int(first) <= int(last) < len(self.blocks):
             return self.blocks[int(first) : int(last) + 1]
         raise bad_input(
