@@ -6,9 +6,8 @@ from typing import Any
 
 import comfy.samplers
 import torch
-from torch import nn
-
 from likeness.hosts.comfy import miniature
+from torch import nn
 
 CONTEXT_WIDTH = 32
 #: diffusers' names; SD1.5's topology with 16 transformer blocks.
@@ -92,6 +91,12 @@ def vae() -> Any:
     return miniature.MiniatureVAE(Autoencoder())
 
 
+def noise(size: tuple[int, int] = (16, 16), batch: int = 1, seed: int = 0) -> torch.Tensor:
+    """Starting noise ``B 4 h w``; picture i of a batch has the noise a single picture has with seed + i."""
+    generators = [torch.Generator().manual_seed(seed + i) for i in range(batch)]
+    return torch.stack([torch.randn((4, *size), generator=generator) for generator in generators])
+
+
 def sample(
     patcher: Any,
     positive: list,
@@ -99,16 +104,20 @@ def sample(
     *,
     size: tuple[int, int] = (16, 16),
     batch: int = 1,
-    steps: int = 4,
+    steps: int = 3,
     cfg: float = 5.0,
     sampler: str = "euler",
     scheduler: str = "normal",
     seed: int = 0,
+    latent: torch.Tensor | None = None,
+    callback: Any = None,
 ) -> torch.Tensor:
     """Sample as the KSampler node does; latents ``B 4 h w``."""
-    noise = torch.randn((batch, 4, *size), generator=torch.Generator().manual_seed(seed))
+    start = noise(size, batch, seed)
+    latent = torch.zeros_like(start) if latent is None else latent
     with torch.inference_mode():
         run = comfy.samplers.KSampler(
             patcher, steps, patcher.load_device, sampler, scheduler, 1.0, patcher.model_options
         )
-        return run.sample(noise, positive, negative, cfg, torch.zeros_like(noise), disable_pbar=True, seed=seed).clone()
+        made = run.sample(start, positive, negative, cfg, latent, disable_pbar=True, seed=seed, callback=callback)
+        return made.clone()

@@ -1,0 +1,236 @@
+"""MagicFace's previews: what runs have recorded, found again by the latent they made, and drawn as pictures."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageDraw
+
+from ...core.magicface.record import Correspondence, PatchAttention, Recorder, StepRecord
+from . import images
+
+log = logging.getLogger("likeness")
+
+#: Runs whose previews a record keeps: enough for the branches of one graph that share a model.
+KEPT_RUNS = 4
+TILE = 256
+CAPTION_HEIGHT = 18
+PALETTE = ((0.12, 0.12, 0.14), (0.95, 0.35, 0.25), (0.20, 0.60, 0.95), (0.35, 0.80, 0.35), (0.95, 0.75, 0.20))
+STAGE_NAMES = {"rsa": "RSA", "rba": "RBA"}
+
+
+@dataclass(frozen=True)
+class RecordedRun:
+    """One finished run: the latents it made (CPU) and its recorder."""
+
+    latents: torch.Tensor
+    recorder: Recorder
+
+
+@dataclass
+class MagicFaceRecord:
+    """A handle that Apply hands out before sampling and that runs fill; Preview reads it after sampling.
+
+    Attributes:
+        names: the concepts, in order. pictures: their pictures, ``1 3 H W`` each.
+        patches: points of the generated picture to follow, (y, x) in [0, 1]. enabled: False records nothing.
+        runs: the last :data:`KEPT_RUNS` finished runs; a run that was interrupted or failed leaves nothing.
+    """
+
+    names: tuple[str, ...] = ()
+    pictures: tuple[torch.Tensor, ...] = ()
+    patches: tuple[tuple[float, float], ...] = ()
+    enabled: bool = True
+    runs: list[RecordedRun] = field(default_factory=list)
+
+    def begin(self) -> Recorder | None:
+        """A fresh recorder for one run."""
+        return Recorder(patches=self.patches) if self.enabled else None
+
+    def add(self, latents: torch.Tensor, recorder: Recorder | None) -> None:
+        """Keep a finished run."""
+        if recorder is not None and isinstance(latents, torch.Tensor):
+            self.runs.append(RecordedRun(latents.detach().float().cpu(), recorder))
+            del self.runs[:-KEPT_RUNS]
+
+    def find(self, latents: torch.Tensor) -> Recorder | None:
+        """The recorder of the run that made ``latents``; the latest one when they were edited; None without a run."""
+        wanted = latents.detach().float().cpu()
+        for run in reversed(self.runs):
+            same_shape = run.latents.shape == wanted.shape
+            if same_shape and torch.allclose(run.latents, wanted, rtol=1e-2, atol=1e-2, equal_nan=True):
+                return run.recorder
+        if self.runs:
+            log.warning("MagicFace Preview: no run of this record made the given latent; showing the latest run.")
+            return self.runs[-1].recorder
+        return None
+
+
+def _tile(pixels: torch.Tensor, mode: str = "bilinear") -> torch.Tensor:
+    """``3 H W`` (or ``1 h w``) to a tile with its longer side at :data:`TILE`."""
+    scale = TILE / max(pixels.shape[-2:])
+    size = [max(1, round(edge * scale)) for edge in pixels.shape[-2:]]
+    align = {} if mode == "nearest" else {"align_corners": False}
+    return F.interpolate(pixels[None].float(), size=size, mode=mode, **align)[0]
+
+
+def _blend(base: torch.Tensor | None, colour: torch.Tensor, strength: torch.Tensor | float) -> torch.Tensor:
+    """``colour`` ``3 H W`` over a greyed ``base`` of any size; without a base, over black."""
+    if base is None:
+        return colour * strength
+    grey = F.interpolate(base[None].float(), size=colour.shape[-2:], mode="bilinear", align_corners=False)[0]
+    grey = grey.mean(dim=0, keepdim=True).expand(3, -1, -1)
+    return grey * (1 - strength) + colour * strength
+
+
+def _captioned(pixels: torch.Tensor, caption: str) -> torch.Tensor:
+    """``3 H W`` with a line of text above it."""
+    bar = Image.new("RGB", (pixels.shape[-1], CAPTION_HEIGHT), (24, 24, 28))
+    ImageDraw.Draw(bar).text((4, 3), caption, fill=(230, 230, 230))
+    data = torch.frombuffer(bytearray(bar.tobytes()), dtype=torch.uint8)
+    strip = data.view(CAPTION_HEIGHT, pixels.shape[-1], 3).movedim(-1, 0).float() / 255
+    return torch.cat([strip, pixels.clamp(0, 1)], dim=-2)
+
+
+def _row(tiles: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Tiles side by side, padded to the tallest."""
+    height = max(tile.shape[-2] for tile in tiles)
+    return torch.cat([F.pad(tile, (0, 4, 0, height - tile.shape[-2])) for tile in tiles], dim=-1)
+
+
+def _batch(pictures: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Pictures of different sizes as one IMAGE batch, padded at the right and below."""
+    height, width = (max(p.shape[axis] for p in pictures) for axis in (-2, -1))
+    padded = [F.pad(p, (0, width - p.shape[-1], 0, height - p.shape[-2])) for p in pictures]
+    return images.to_comfy(torch.stack(padded))
+
+
+def note(message: str) -> torch.Tensor:
+    """A picture that says why there is nothing to see, as IMAGE."""
+    return _batch([_captioned(torch.zeros(3, 24, max(TILE, 7 * len(message))), message)])
+
+
+def sheet(pictures: torch.Tensor, columns: int = 5) -> torch.Tensor:
+    """An IMAGE batch laid out as one picture, ``1 H W 3``."""
+    columns = min(columns, len(pictures))
+    rows = math.ceil(len(pictures) / columns)
+    blank = pictures.new_zeros(rows * columns - len(pictures), *pictures.shape[1:])
+    grid = torch.cat([pictures, blank]).view(rows, columns, *pictures.shape[1:])  # R C H W 3
+    return grid.permute(0, 2, 1, 3, 4).reshape(1, rows * pictures.shape[1], columns * pictures.shape[2], 3)
+
+
+def label_colours(labels: torch.Tensor) -> torch.Tensor:
+    """Semantic map ``h w`` (0 background, i reference i) to colours ``3 h w``."""
+    cycle = [PALETTE[0], *(PALETTE[1 + i % (len(PALETTE) - 1)] for i in range(int(labels.max())))]
+    return torch.tensor(cycle)[labels].movedim(-1, 0)
+
+
+def draw_maps(steps: Sequence[StepRecord], generated: torch.Tensor | None, names: Sequence[str]) -> torch.Tensor:
+    """The semantic map of each step, over the generated picture where there is one; IMAGE, one picture per step."""
+    drawn = []
+    for record in steps:
+        if record.labels is None:
+            continue
+        tiles = []
+        for i, labels in enumerate(record.labels):
+            base = None if generated is None else generated[min(i, len(generated) - 1)]
+            tiles.append(_blend(base, _tile(label_colours(labels), "nearest"), 0.55 if base is not None else 1.0))
+        caption = f"step {record.step + 1} {STAGE_NAMES.get(record.stage, record.stage)}  {', '.join(names)}"
+        drawn.append(_captioned(_row(tiles), caption))
+    return _batch(drawn) if drawn else note("No semantic maps were recorded in this run.")
+
+
+def _place_colours(y: torch.Tensor, x: torch.Tensor, number: torch.Tensor | int) -> torch.Tensor:
+    """A colour per place of a reference: two corners of the colour square, turned for each further reference."""
+    channels = torch.stack([x, y, 1 - (x + y) / 2])  # 3 h w
+    turned = torch.stack([channels.roll(i, dims=0) for i in range(3)])  # 3 3 h w
+    turn = torch.as_tensor(number).clamp(min=1).sub(1).remainder(3).expand(y.shape)
+    return turned.gather(0, turn[None, None].expand(1, 3, *y.shape))[0]
+
+
+def _reference_tile(picture: torch.Tensor, number: int, caption: str) -> torch.Tensor:
+    tile = _tile(picture)
+    y, x = torch.meshgrid(*(torch.linspace(0, 1, edge) for edge in tile.shape[-2:]), indexing="ij")
+    return _captioned(_blend(tile, _place_colours(y, x, number), 0.55), caption)
+
+
+def draw_correspondence(
+    found: Sequence[Correspondence],
+    generated: torch.Tensor | None,
+    pictures: Sequence[torch.Tensor],
+    names: Sequence[str],
+) -> torch.Tensor:
+    """The paper's Fig. 5a: a generated pixel has the colour of the reference place it looked at most; IMAGE."""
+    references = [_reference_tile(p[0], i + 1, name) for i, (p, name) in enumerate(zip(pictures, names, strict=True))]
+    drawn = []
+    for item in found:
+        colours = _place_colours(item.y.float(), item.x.float(), item.reference)
+        strength = _tile((item.mass / item.mass.max().clamp(min=1e-6)).float()[None], "nearest")
+        seen = _tile((item.reference > 0).float()[None], "nearest")
+        base = None if generated is None else generated[0]
+        tile = _blend(base, _tile(colours, "nearest"), 0.75 * seen * strength.sqrt())
+        drawn.append(_row([_captioned(tile, f"step {item.step + 1}"), *references]))
+    return _batch(drawn) if drawn else note("No correspondences were recorded in this run.")
+
+
+def _heat(values: torch.Tensor) -> torch.Tensor:
+    """``h w`` in [0, 1] to ``3 h w``, black through red and yellow to white."""
+    return torch.stack([(3 * values - i).clamp(0, 1) for i in range(3)])
+
+
+def draw_patches(
+    seen: Sequence[PatchAttention],
+    generated: torch.Tensor | None,
+    pictures: Sequence[torch.Tensor],
+    names: Sequence[str],
+) -> torch.Tensor:
+    """The paper's Fig. 5b: where chosen patches of the generated picture look in each reference; IMAGE."""
+    drawn = []
+    for item in seen:
+        base = torch.zeros(3, TILE, TILE) if generated is None else _tile(generated[0])
+        tiles = [_captioned(_boxed(base, item.patch), f"step {item.step + 1}")]
+        for values, picture, name in zip(item.maps, pictures, names, strict=True):
+            heat = _tile(_heat((values / values.max().clamp(min=1e-9)).float()))
+            tiles.append(
+                _captioned(_blend(picture[0], heat, 0.65), f"{name}: {float(values.sum()):.0%} of the attention")
+            )
+        drawn.append(_row(tiles))
+    return _batch(drawn) if drawn else note("No patches were followed: name some in MagicFace Apply.")
+
+
+def _boxed(pixels: torch.Tensor, patch: tuple[float, float]) -> torch.Tensor:
+    """A copy with a box round ``patch`` (y, x in [0, 1])."""
+    out, half = pixels.clone(), max(4, TILE // 32)
+    y, x = (min(edge - 1, round(place * edge)) for place, edge in zip(patch, pixels.shape[-2:], strict=True))
+    top, bottom, left, right = max(0, y - half), y + half, max(0, x - half), x + half
+    colour = torch.tensor([1.0, 0.2, 0.2])[:, None, None]
+    for area in ((slice(top, top + 2), slice(left, right)), (slice(bottom - 2, bottom), slice(left, right))):
+        out[(slice(None), *area)] = colour
+    for area in ((slice(top, bottom), slice(left, left + 2)), (slice(top, bottom), slice(right - 2, right))):
+        out[(slice(None), *area)] = colour
+    return out
+
+
+def draw(
+    record: MagicFaceRecord, latents: torch.Tensor, image: torch.Tensor | None, columns: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Sheet of maps, correspondences and patch attention of the run that made ``latents``, as IMAGEs.
+
+    Args:
+        latents: the sampler's output. image: the decoded picture (IMAGE), or None. columns: maps per row of the sheet.
+    """
+    recorder = record.find(latents)
+    if recorder is None:
+        empty = note("Nothing was recorded: connect references, and switch 'record' on in MagicFace Apply.")
+        return empty, empty, empty
+    generated = None if image is None else images.to_torch(image).cpu()
+    return (
+        sheet(draw_maps(recorder.steps, generated, record.names), columns),
+        draw_correspondence(recorder.correspondence, generated, record.pictures, record.names),
+        draw_patches(recorder.patches_seen, generated, record.pictures, record.names),
+    )

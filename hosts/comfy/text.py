@@ -1,0 +1,138 @@
+"""Prompts in ComfyUI: encode a text, and find where a phrase's tokens lie in the cross-attention context."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ...core.errors import bad_input
+
+#: The encoder whose tokens are read where a model has two (SDXL): both lay their tokens out alike.
+PREFERRED_ENCODERS = ("l", "h", "g")
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A prompt's ``CONDITIONING`` entry, split up.
+
+    Attributes:
+        context: cross-attention context ``1 L C``.
+        pooled: pooled text embedding ``1 P``, or None where the encoder gives none.
+        conditioning: the entry as ComfyUI's nodes pass it on.
+    """
+
+    context: torch.Tensor
+    pooled: torch.Tensor | None
+    conditioning: list
+
+
+@dataclass(frozen=True)
+class _Word:
+    """One token of a prompt: what it is, where it lies in the context, and whether a word ends with it."""
+
+    token: Any
+    position: int
+    ends_word: bool
+
+
+def encode(clip: Any, prompt: str) -> Encoded:
+    """Encode ``prompt`` as ComfyUI's own text node does (weights, embeddings, hooks and clip skip included)."""
+    conditioning = clip.encode_from_tokens_scheduled(clip.tokenize(prompt))
+    context, extra = conditioning[0]
+    return Encoded(context, extra.get("pooled_output"), conditioning)
+
+
+def _inner_tokenizer(clip: Any, name: str) -> Any:
+    tokenizer = clip.tokenizer
+    return next((getattr(tokenizer, n) for n in (f"clip_{name}", name) if hasattr(tokenizer, n)), tokenizer)
+
+
+def _words(clip: Any, text: str) -> list[_Word]:
+    """The text's tokens without start, end and padding, with their positions in the context (77 a chunk)."""
+    by_encoder = clip.tokenize(text, return_word_ids=True)
+    name = next((n for n in PREFERRED_ENCODERS if n in by_encoder), next(iter(by_encoder)))
+    vocabulary = getattr(_inner_tokenizer(clip, name), "inv_vocab", {})
+    words, offset = [], 0
+    for chunk in by_encoder[name]:
+        for i, (token, _weight, word_id) in enumerate(chunk):
+            if word_id != 0:
+                piece = vocabulary.get(token, "</w>") if isinstance(token, int) else "</w>"
+                words.append(_Word(token, offset + i, piece.endswith("</w>")))
+        offset += len(chunk)
+    return words
+
+
+def _same_token(a: Any, b: Any) -> bool:
+    if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
+        return a.shape == b.shape and torch.equal(a, b)
+    return type(a) is type(b) and not isinstance(a, torch.Tensor) and a == b
+
+
+def _starts(prompt: Sequence[_Word], phrase: Sequence[_Word]) -> list[int]:
+    """Indices into ``prompt`` at which the whole phrase begins, never inside a longer word."""
+    found, i = [], 0
+    while i + len(phrase) <= len(prompt):
+        on_edge = i == 0 or prompt[i - 1].ends_word
+        if on_edge and all(_same_token(prompt[i + j].token, word.token) for j, word in enumerate(phrase)):
+            found.append(i)
+            i += len(phrase)
+        else:
+            i += 1
+    return found
+
+
+def find_phrase(clip: Any, prompt: str, phrase: str, *, source: str) -> list[tuple[int, ...]]:
+    """Token positions of every occurrence of ``phrase`` in ``prompt``.
+
+    Args:
+        clip: ComfyUI's CLIP.
+        prompt: the text that is encoded; weights such as ``(red tie:1.2)`` and ``embedding:name`` are understood.
+        phrase: one or more words, or an ``embedding:name``; letter case does not matter.
+        source: node and input to name in the error, e.g. ``"MagicFace Apply: prompt"``.
+
+    Returns:
+        One tuple of positions into the cross-attention context per occurrence, in reading order.
+
+    Raises:
+        LikenessError: the phrase is empty or is not in the prompt.
+    """
+    wanted = _words(clip, phrase)
+    if not wanted:
+        raise bad_input(
+            "MagicFace Reference: concept", repr(phrase), "a word or phrase", "Name what the picture shows."
+        )
+    prompt_words = _words(clip, prompt)
+    found = [
+        tuple(word.position for word in prompt_words[start : start + len(wanted)])
+        for start in _starts(prompt_words, wanted)
+    ]
+    if not found:
+        raise bad_input(
+            source,
+            f"{prompt!r}, in which the concept {phrase!r} does not occur",
+            "a prompt that names every reference's concept in the same words",
+            f"Write {phrase!r} into the prompt, or change the reference's concept to a word that is there.",
+        )
+    return found
+
+
+def assign_tokens(clip: Any, prompt: str, phrases: Sequence[str], *, source: str) -> list[tuple[int, ...]]:
+    """Token positions for each of several concepts.
+
+    A phrase named by one reference takes all its occurrences. Where several references name the same phrase and it
+    occurs at least as often ("a man beside another man"), each takes its own occurrence in order, the last one the
+    rest; where it occurs less often they share all of them.
+    """
+    names = [" ".join(phrase.lower().split()) for phrase in phrases]
+    out = []
+    for i, name in enumerate(names):
+        occurrences = find_phrase(clip, prompt, phrases[i], source=source)
+        twins = names.count(name)
+        if 1 < twins <= len(occurrences):
+            rank = names[:i].count(name)
+            occurrences = occurrences[rank:] if rank == twins - 1 else occurrences[rank : rank + 1]
+        out.append(tuple(position for occurrence in occurrences for position in occurrence))
+    return out

@@ -1,0 +1,289 @@
+"""MagicFace nodes: reference concepts, their application to a model, and previews of what the model looked at."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io, ui
+
+from ..core.blocks import DEFAULT_LAYERS
+from ..core.magicface.request import COMPLETIONS, WEIGHTINGS
+from ..hosts.comfy import magicface_apply, previews
+from ..hosts.comfy.compat import ADVANCED, schema
+from ..hosts.comfy.references import References, concept
+
+CATEGORY = "Likeness/MagicFace"
+ReferencesType = io.Custom("LIKENESS_MAGICFACE_REFERENCES")
+RecordType = io.Custom("LIKENESS_MAGICFACE_RECORD")
+
+NATIVE_SIZE, OWN_SIZE = "model native", "own"
+
+
+class MagicFaceReference(io.ComfyNode):
+    """One concept: a picture, where it is in the picture, and the word that stands for it."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="LikenessMagicFaceReference",
+            display_name="MagicFace Reference",
+            category=CATEGORY,
+            description="A person, garment, accessory or texture to take over into the picture; chain one node each.",
+            search_aliases=["reference image", "identity", "subject", "concept", "face"],
+            inputs=[
+                io.Image.Input(
+                    "image", tooltip="A picture of the concept, of any size and shape; a batch is several views of it."
+                ),
+                io.String.Input(
+                    "concept",
+                    default="man",
+                    tooltip="The word or phrase for it, exactly as it stands in the prompt of MagicFace Apply: 'man', "
+                    "'red tie'.",
+                ),
+                io.Float.Input(
+                    "weight",
+                    default=3.0,
+                    min=0.0,
+                    max=20.0,
+                    step=0.1,
+                    tooltip="How strongly the model is drawn to the concept's pixels. The paper uses 3; lower it when "
+                    "the picture falls apart, 0 switches the reference off.",
+                ),
+                io.Mask.Input(
+                    "mask",
+                    optional=True,
+                    tooltip="Where the concept is in its picture; any size. Without a mask the whole picture counts, "
+                    "background included.",
+                ),
+                ReferencesType.Input(
+                    "references", optional=True, tooltip="Further references, from another MagicFace Reference node."
+                ),
+                io.String.Input(
+                    "prompt",
+                    default="",
+                    optional=True,
+                    multiline=True,
+                    tooltip="What the reference picture shows, for its own pass through the model. Empty: the concept.",
+                    **ADVANCED,
+                ),
+            ],
+            outputs=[ReferencesType.Output("references_out", "references", tooltip="The chain with this one added.")],
+        )
+
+    @classmethod
+    def execute(cls, image, concept, weight, mask=None, references=None, prompt="") -> io.NodeOutput:
+        item = make_concept(image, mask, concept, prompt, weight)
+        chain = References((*(references.concepts if references else ()), item))
+        note = "" if mask is not None else f"No mask: the whole picture stands for '{item.name}'."
+        return io.NodeOutput(chain, ui=ui.PreviewText(note) if note else None)
+
+
+make_concept = concept  # the node's argument of that name would hide it
+
+
+class MagicFaceApply(io.ComfyNode):
+    """Put the references on a model: coarse-to-fine reference attention while it samples."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="LikenessMagicFaceApply",
+            display_name="MagicFace Apply",
+            category=CATEGORY,
+            description="Training-free personalisation: while sampling, the picture looks up its concepts in the "
+            "references. Use both outputs: the prompt is what the concepts' places are found by.",
+            search_aliases=["personalization", "identity", "reference attention", "RSA", "RBA", "face"],
+            inputs=[
+                io.Model.Input(
+                    "model", tooltip="SD1.x, SD2.x or SDXL. LoRAs, ControlNet and other patches keep working."
+                ),
+                io.Clip.Input("clip", tooltip="The model's text encoder; encodes this prompt and the references'."),
+                io.Vae.Input("vae", tooltip="The model's VAE; encodes the reference pictures."),
+                io.String.Input(
+                    "prompt",
+                    default="a man in the snow",
+                    multiline=True,
+                    dynamic_prompts=True,
+                    tooltip="What to draw. It must name every reference's concept in the same words.",
+                ),
+                io.Float.Input(
+                    "alpha",
+                    default=0.4,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    tooltip="Share of the steps in which all of the picture looks at all references (RSA), before each "
+                    "concept's region looks at its own reference only (RBA). 0: RBA only, 1: RSA only.",
+                ),
+                io.Combo.Input(
+                    "weighting",
+                    options=list(WEIGHTINGS),
+                    default="additive",
+                    tooltip="How mask and weight act. additive: as the published pictures were made. multiplicative: "
+                    "the paper's Eq. 2 and 6 to the letter. none: mask without weight.",
+                ),
+                ReferencesType.Input(
+                    "references",
+                    optional=True,
+                    tooltip="From MagicFace Reference. Unconnected, the model samples as if this node were not there.",
+                ),
+                io.Boolean.Input(
+                    "s_cfg",
+                    default=False,
+                    optional=True,
+                    tooltip="Guidance of its own strength per region, so that no concept is over- or underdriven. Off: "
+                    "the sampler's plain guidance, as in the paper.",
+                    **ADVANCED,
+                ),
+                io.String.Input(
+                    "layers",
+                    default=DEFAULT_LAYERS,
+                    optional=True,
+                    tooltip="Where references are looked at: 'finest decoder levels' (the paper's choice), 'decoder', "
+                    "'all', level names such as 'up2, mid', or layer numbers such as '10-15'.",
+                    **ADVANCED,
+                ),
+                io.Combo.Input(
+                    "map_completion",
+                    options=list(COMPLETIONS),
+                    default="paper",
+                    optional=True,
+                    tooltip="How self-attention fills the gaps of the semantic map. paper: S C. code: (S + 3 S^2)/4 C, "
+                    "as released. none: cross-attention alone.",
+                    **ADVANCED,
+                ),
+                io.Boolean.Input(
+                    "map_full_resolution",
+                    default=False,
+                    optional=True,
+                    tooltip="Make the semantic map from the finest layers too: sharper edges, slower steps.",
+                    **ADVANCED,
+                ),
+                io.Float.Input(
+                    "ca_scale",
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    optional=True,
+                    tooltip="Factor on all other words when concepts claim their regions; lower gives concepts more "
+                    "room. 0: automatic, 0.9 for one concept and 0.6 for several.",
+                    **ADVANCED,
+                ),
+                io.Combo.Input(
+                    "reference_size",
+                    options=[NATIVE_SIZE, OWN_SIZE],
+                    default=NATIVE_SIZE,
+                    optional=True,
+                    tooltip="Size at which reference pictures are read. model native: about 512 x 512 pixels (SDXL: "
+                    "1024 x 1024) in their own shape. own: as they come.",
+                    **ADVANCED,
+                ),
+                io.Boolean.Input(
+                    "reference_null_prompt",
+                    default=False,
+                    optional=True,
+                    tooltip="Read the references with an empty prompt instead of their own.",
+                    **ADVANCED,
+                ),
+                io.Int.Input(
+                    "reference_seed",
+                    default=0,
+                    min=0,
+                    max=2**31 - 1,
+                    step=1,
+                    optional=True,
+                    tooltip="Seed of the noise put on the references; independent of the picture's seed.",
+                    **ADVANCED,
+                ),
+                io.Int.Input(
+                    "cache_device_mb",
+                    default=1024,
+                    min=0,
+                    max=65536,
+                    step=64,
+                    optional=True,
+                    tooltip="Graphics memory, in MiB, for what was read from the references, so that the next seed or "
+                    "prompt pays nothing for them.",
+                    **ADVANCED,
+                ),
+                io.Int.Input(
+                    "cache_host_mb",
+                    default=4096,
+                    min=0,
+                    max=262144,
+                    step=256,
+                    optional=True,
+                    tooltip="Main memory, in MiB, for the same purpose once the graphics memory's share is used up.",
+                    **ADVANCED,
+                ),
+                io.Boolean.Input(
+                    "record",
+                    default=True,
+                    optional=True,
+                    tooltip="Keep maps and correspondences of the last runs for MagicFace Preview.",
+                    **ADVANCED,
+                ),
+                io.String.Input(
+                    "record_points",
+                    default="0.5, 0.35",
+                    optional=True,
+                    tooltip="Points of the new picture whose attention is recorded: x, y in 0..1, several separated by "
+                    "semicolons: '0.5, 0.35; 0.3, 0.8'.",
+                    **ADVANCED,
+                ),
+            ],
+            outputs=[
+                io.Model.Output("model_out", "model", tooltip="The model with the references; for the sampler."),
+                io.Conditioning.Output("positive", "positive", tooltip="The encoded prompt; the sampler's positive."),
+                RecordType.Output("record_out", "record", tooltip="For MagicFace Preview; filled while sampling."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, model, clip, vae, prompt, alpha, weighting, references=None, reference_size=NATIVE_SIZE, **more):
+        settings = magicface_apply.Settings(
+            alpha=alpha, weighting=weighting, native_size=reference_size == NATIVE_SIZE, **more
+        )
+        return io.NodeOutput(*magicface_apply.apply(model, clip, vae, prompt, references, settings))
+
+
+class MagicFacePreview(io.ComfyNode):
+    """Draw what a run recorded."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="LikenessMagicFacePreview",
+            display_name="MagicFace Preview",
+            category=CATEGORY,
+            description="Shows where the model saw each concept, and where in the references it looked.",
+            search_aliases=["semantic map", "attention map", "correspondence", "debug"],
+            is_output_node=True,
+            inputs=[
+                RecordType.Input("record", tooltip="From MagicFace Apply."),
+                io.Latent.Input("samples", tooltip="The sampler's output; tells which run to show, and waits for it."),
+                io.Image.Input("image", optional=True, tooltip="The decoded picture, to draw the maps over."),
+                io.Int.Input(
+                    "columns",
+                    default=5,
+                    min=1,
+                    max=20,
+                    step=1,
+                    optional=True,
+                    tooltip="Maps per row of the sheet.",
+                    **ADVANCED,
+                ),
+            ],
+            outputs=[
+                io.Image.Output("maps", "maps", tooltip="Semantic map of every step, on one sheet."),
+                io.Image.Output("correspondence", "correspondence", tooltip="Same colour: looked up there (Fig. 5a)."),
+                io.Image.Output("patches", "patches", tooltip="Where the recorded points looked (Fig. 5b)."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, record, samples, image=None, columns=5) -> io.NodeOutput:
+        drawn = previews.draw(record, samples["samples"], image, columns)
+        return io.NodeOutput(*drawn, ui=ui.PreviewImage(drawn[0], cls=cls))
+
+
+NODES = [MagicFaceReference, MagicFaceApply, MagicFacePreview]
