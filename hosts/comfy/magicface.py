@@ -19,7 +19,6 @@ from comfy.patcher_extension import WrappersMP
 
 from ...core.blocks import BlockId
 from ...core.errors import LikenessError, bad_input
-from ...core.magicface.record import Recorder
 from ...core.magicface.request import MagicFaceRequest
 from ...core.magicface.run import Capture, MagicFaceRun, ReferenceBatch, ReferencesCaptured
 from ...core.masks import token_grid
@@ -89,6 +88,7 @@ class Session:
             model_key=model_key,
             references=self.capture,
             attention=lambda q, k, v, heads: _attend(q, k, v, {**self.extra, "n_heads": heads}),
+            device=guider.model_patcher.load_device,
         )
 
     def close(self) -> None:
@@ -271,7 +271,7 @@ class MagicFacePatch:
         guider, sigmas = executor.class_obj, args[1] if len(args) > 1 else kwargs["sigmas"]
         _check_finite(noise, latent_image)
         recorder = self.record.begin()
-        request = self._request_on(guider.model_patcher.load_device, recorder)
+        request = dataclasses.replace(self.request, recorder=recorder)
         session = Session(request, self.blocks, guider, sigmas.tolist(), self.weights_key(guider))
         options = guider.model_options.setdefault("transformer_options", {})
         try:
@@ -286,11 +286,6 @@ class MagicFacePatch:
         finally:
             options.pop(KEY, None)
             session.close()
-
-    def _request_on(self, device: torch.device, recorder: Recorder | None) -> MagicFaceRequest:
-        """The request with its references on the device that samples."""
-        moved = tuple(dataclasses.replace(r, latent=r.latent.to(device)) for r in self.request.references)
-        return dataclasses.replace(self.request, references=moved, recorder=recorder)
 
     def prepare_sampling(self, executor: Any, model: Any, noise_shape: Sequence[int], *args: Any, **kwargs: Any) -> Any:
         """Have the host keep memory free for the reference forward as well (it counts two rows per picture)."""

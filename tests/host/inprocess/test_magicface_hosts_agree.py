@@ -1,0 +1,93 @@
+"""The same weights, noise and references through both hosts give the same latents: the method is written once."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import comfy.samplers
+import pytest
+import torch
+from likeness.core.magicface.cache import ReferenceCache
+from likeness.hosts.comfy.magicface_apply import Settings, _request
+from likeness.hosts.comfy.references import HostContext
+from likeness.tests.host.support import tiny
+from likeness.tests.host.support.magicface import PROMPT, apply, box, chain
+
+STEPS, CFG = 4, 5.0
+#: Largest difference allowed, relative to the latents' largest value: float32 on two implementations of the UNet.
+TOLERANCE = 1e-4
+
+
+@pytest.fixture(scope="module")
+def unet():
+    return tiny.diffusers_unet()
+
+
+def scheduler():
+    from diffusers import DDIMScheduler
+
+    made = DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=True,
+        timestep_spacing="trailing",
+    )
+    made.set_timesteps(STEPS)
+    return made
+
+
+def in_comfy(applied, sigmas: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+    guider = comfy.samplers.CFGGuider(applied.model)
+    guider.set_conds(applied.positive, applied.negative)
+    guider.set_cfg(CFG)
+    with torch.inference_mode():
+        sampler = comfy.samplers.sampler_object("euler")
+        out = guider.sample(noise, torch.zeros_like(noise), sampler, sigmas, disable_pbar=True, seed=0)
+        return applied.model.model.process_latent_in(out).clone()
+
+
+def in_diffusers(unet, request, positive: list, negative: list, noise: torch.Tensor) -> torch.Tensor:
+    from likeness.hosts.diffusers.magicface import sample_magicface
+    from likeness.hosts.diffusers.sampling import Conditioning
+
+    def translated(reference):
+        context: HostContext = reference.context
+        return dataclasses.replace(reference, context=Conditioning(context.context))
+
+    request = dataclasses.replace(
+        request, references=tuple(map(translated, request.references)), cache=ReferenceCache(0, 0)
+    )
+    conditions = (Conditioning(positive[0][0]), Conditioning(negative[0][0]))
+    with torch.no_grad():
+        return sample_magicface(unet, request, scheduler(), noise, *conditions, scale=CFG)
+
+
+@pytest.mark.parametrize(
+    ("names", "settings"),
+    [
+        ((), {}),
+        (("man",), {"alpha": 1.0}),
+        (("man",), {"alpha": 0.0, "weighting": "multiplicative"}),
+        (("man", "red tie"), {"alpha": 0.5}),
+        (("man", "red tie"), {"alpha": 0.25, "s_cfg": True, "map_completion": "code", "map_full_resolution": True}),
+    ],
+    ids=["vanilla", "rsa", "rba multiplicative", "two concepts", "regional guidance"],
+)
+def test_hosts_agree(parts, unet, names, settings, record_property):
+    from likeness.hosts.diffusers.common import schedule_sigmas
+
+    made = scheduler()
+    sigmas = torch.tensor(schedule_sigmas(made.alphas_cumprod, made.timesteps), dtype=torch.float32)
+    noise = tiny.noise((16, 18), batch=2)
+    references = chain(*names, mask=box())
+    model = tiny.model(unet)
+    applied = apply(parts, references, model=model, **settings)
+    ours = in_comfy(applied, sigmas, noise)
+    request = _request(model, parts.clip, parts.vae, PROMPT, references, Settings(**settings))
+    theirs = in_diffusers(unet, request, applied.positive, applied.negative, noise)
+    error = float((ours - theirs).abs().max() / theirs.abs().max())
+    record_property("largest_relative_difference", error)
+    print(f"{names}: largest difference {error:.1e} of the largest value")
+    assert error < TOLERANCE
