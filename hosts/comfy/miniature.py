@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from ...core.errors import bad_input
+from .references import NATIVE_SIDE
 
 Patcher = comfy.model_patcher.ModelPatcher
 #: The host's choice of patcher for models made of its own operations (dynamic offloading in newer versions).
@@ -208,9 +209,9 @@ def _text_model(config: dict[str, Any]) -> Any:
 
 
 class FirstStage(nn.Module):
-    """An autoencoder behind the names the host's VAE calls: pixels and latents are plain tensors on both sides.
+    """An autoencoder behind the names that the host's VAE calls.
 
-    ``encode``: ``B 3 H W`` in [-1, 1] to ``B 4 H/8 W/8``; ``decode``: back. Latents are unscaled, as the host keeps them.
+    ``encode``: ``B 3 H W`` in [-1, 1] to ``B 4 H/8 W/8``; ``decode``: back. Latents are unscaled, as the host's are.
     """
 
     def __init__(self, autoencoder: nn.Module):
@@ -228,7 +229,7 @@ class MiniatureVAE(comfy.sd.VAE):
     """The host's VAE (batching, tiling, memory estimates, offloading) around our own first stage."""
 
     def __init__(self, autoencoder: nn.Module):
-        with _without_warning("No VAE weights detected"):
+        with WithoutLine("No VAE weights detected"):
             super().__init__(sd={})
         self.first_stage_model = FirstStage(autoencoder).eval().requires_grad_(False)
         self.disable_offload = True  # plain convolutions: loaded as a whole, a megabyte or two
@@ -244,8 +245,8 @@ class MiniatureVAE(comfy.sd.VAE):
         self.model_size()
 
 
-class _without_warning(logging.Filter):  # noqa: N801 - reads as a statement
-    """Keep one line of the host out of the log: it says that a VAE without weights is empty, which is wanted here."""
+class WithoutLine(logging.Filter):
+    """Keeps one line of the host out of the log: that a VAE without weights stays empty is wanted here."""
 
     def __init__(self, text: str):
         super().__init__()
@@ -276,3 +277,19 @@ def preview_colours(autoencoder: nn.Module, scale_factor: float) -> tuple[list[l
     design = torch.cat([latents, torch.ones(len(latents), 1)], dim=1)
     solution = torch.linalg.lstsq(design, colours).solution  # 5 3
     return solution[:4].tolist(), solution[4].tolist()
+
+
+def load() -> tuple[Patcher, comfy.sd.CLIP, MiniatureVAE]:
+    """MODEL, CLIP and VAE of the shipped miniature.
+
+    Raises:
+        LikenessError: the weights are not in the pack's folder.
+    """
+    from ...miniature import models
+
+    autoencoder = models.load_autoencoder()
+    latent = MiniatureLatent(autoencoder.scaling_factor, preview_colours(autoencoder, autoencoder.scaling_factor))
+    model = model_from_unet(models.UNET, models.unet_weights(), latent)
+    model.set_attachments(NATIVE_SIDE, models.picture_size())
+    clip = clip_from_text_encoder(models.TEXT_ENCODER, models.text_encoder_weights())
+    return model, clip, MiniatureVAE(autoencoder)

@@ -80,6 +80,11 @@ class Server:
                 time.sleep(0.5)
         raise TimeoutError(f"{self.host.name} did not answer in {timeout:.0f} s:\n{self.log()[-4000:]}")
 
+    @property
+    def pid(self) -> int:
+        """Process id of the server."""
+        return self._process.pid
+
     def log(self) -> str:
         """Everything the server wrote so far."""
         return self.log_file.read_text("utf-8", errors="replace")

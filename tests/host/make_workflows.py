@@ -1,0 +1,84 @@
+"""Writes the files of ``workflows/`` from the prompts below, laid out as the front end saves them.
+
+Run by hand when a node or an example changes, with a ComfyUI (``COMFYUI_PATH``, ``COMFYUI_PYTHON``)::
+
+    python tests/host/make_workflows.py [name ...]
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def node(kind: str, title: str | None = None, shape: list[int] | None = None, **inputs: Any) -> dict[str, Any]:
+    """One node of a prompt, ``shape`` its width and height; a link is ``["key of the other node", output index]``."""
+    meta = {key: value for key, value in (("title", title), ("size", shape)) if value is not None}
+    return {"class_type": kind, "inputs": inputs, "_meta": meta}
+
+
+def text_to_image() -> dict[str, Any]:
+    """The miniature as any checkpoint: nothing of the methods in it."""
+    return {
+        "checkpoint": node("LikenessMiniatureLoader"),
+        "positive": node(
+            "CLIPTextEncode", "Prompt", [400, 160], clip=["checkpoint", 1],
+            text="a picture of a woman wearing a red sweater and a hat, smiling, portrait, in the snow",
+        ),
+        "negative": node("CLIPTextEncode", "Nothing (negative)", [400, 100], clip=["checkpoint", 1], text=""),
+        "latent": node("EmptyLatentImage", width=256, height=256, batch_size=4),
+        "sampler": node(
+            "KSampler", model=["checkpoint", 0], positive=["positive", 0], negative=["negative", 0],
+            latent_image=["latent", 0], seed=1, steps=20, cfg=6.0, sampler_name="dpmpp_2m", scheduler="karras",
+            denoise=1.0,
+        ),
+        "decode": node("VAEDecode", samples=["sampler", 0], vae=["checkpoint", 2]),
+        "save": node("SaveImage", images=["decode", 0], filename_prefix="likeness/miniature"),
+    }
+
+
+#: name: (prompt, notes shown above the graph)
+WORKFLOWS = {
+    "miniature_text_to_image": (
+        text_to_image,
+        (
+            "## Miniature: first pictures\nPress **Run**. The small model that comes with the pack draws four people "
+            "in some seconds, on any computer.\n\nIt knows the words of its own world; the help of *Load Miniature* "
+            "lists them.",
+        ),
+    ),
+}
+
+
+def main(names: list[str]) -> None:
+    """Write the named workflows, or all of them."""
+    _register()
+    from likeness.tests.host.support.discovery import hosts, why_none
+    from likeness.tests.host.support.layout import to_ui
+    from likeness.tests.host.support.server import Server
+
+    if not hosts():
+        sys.exit(why_none())
+    with tempfile.TemporaryDirectory() as folder, Server(hosts()[0], Path(folder)) as server:
+        info = server.get("/object_info")
+    for name in names or WORKFLOWS:
+        make, notes = WORKFLOWS[name]
+        text = json.dumps(to_ui(make(), info, notes), indent=2, ensure_ascii=False)
+        (ROOT / "workflows" / f"{name}.json").write_text(text + "\n", "utf-8")
+
+
+def _register() -> None:
+    spec = importlib.util.spec_from_file_location("_likeness_bootstrap", ROOT / "bootstrap.py")
+    bootstrap = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(bootstrap)
+    bootstrap.register()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

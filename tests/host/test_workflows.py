@@ -1,0 +1,68 @@
+"""Every shipped workflow: converts, is valid for the server, and the miniature's really run."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from likeness.tests.host.support.discovery import ROOT
+from likeness.tests.host.support.server import PromptError, Server
+from likeness.tests.host.support.workflow import to_api
+
+FILES = sorted((ROOT / "workflows").glob("*.json"))
+MINIATURE = [file for file in FILES if file.stem.startswith("miniature_")]
+#: where pictures and screenshots are kept for looking at; pytest's own folder when not set
+PICTURES = os.environ.get("LIKENESS_PICTURES")
+
+
+def load(file: Path) -> dict[str, Any]:
+    return json.loads(file.read_text("utf-8"))
+
+
+def keep(pictures: list[np.ndarray], name: str, host: str) -> None:
+    """Save the pictures where ``LIKENESS_PICTURES`` says."""
+    if PICTURES:
+        from PIL import Image
+
+        Path(PICTURES).mkdir(parents=True, exist_ok=True)
+        for i, picture in enumerate(pictures):
+            Image.fromarray(picture).save(Path(PICTURES) / f"{name}_{host}_{i}.png")
+
+
+@pytest.mark.parametrize("file", MINIATURE, ids=lambda file: file.stem)
+def test_miniature_workflow_runs_and_shows_pictures(server: Server, object_info: dict[str, Any], file: Path) -> None:
+    prompt = to_api(load(file), object_info)
+    run = server.run_prompt(prompt)
+    pictures = server.pictures(run)
+    keep(pictures, file.stem, server.host.name)
+    assert pictures
+    assert all(picture.std() > 1 for picture in pictures), "a picture of one colour"
+    assert run.executed
+
+
+@pytest.mark.parametrize("file", [f for f in FILES if f not in MINIATURE], ids=lambda file: file.stem)
+def test_workflow_lacks_nothing_but_the_users_files(server: Server, object_info: dict[str, Any], file: Path) -> None:
+    """The server finds no fault with it except models and pictures that only the user has."""
+    prompt = to_api(load(file), object_info)
+    with pytest.raises(PromptError) as refused:
+        server.run_prompt(prompt)
+    answer = json.loads(str(refused.value))
+    faults = [fault for node in answer["node_errors"].values() for fault in node["errors"]]
+    assert faults
+    kinds = {"value_not_in_list", "custom_validation_failed"}
+    assert [fault for fault in faults if fault["type"] not in kinds] == []
+
+
+def test_every_template_has_its_picture() -> None:
+    assert [file.name for file in FILES if not file.with_suffix(".jpg").is_file()] == []
+
+
+@pytest.mark.parametrize("file", MINIATURE, ids=lambda file: file.stem)
+def test_workflows_name_no_path_of_this_machine(file: Path) -> None:
+    text = file.read_text("utf-8")
+    assert "/root" not in text
+    assert str(ROOT) not in text
