@@ -1,0 +1,185 @@
+"""Personas inside ComfyUI: the prompt carries them, a wrapper on the model speaks them at the right time.
+
+The conditioning that Apply returns is that of the supercategory prompt, and carries a :class:`PersonaPlan`. When
+sampling starts, the plan's contexts for the schedule are encoded in one batch; each model call finds its rows by the
+conditioning's id and its time by the noise level, and enters the UNet with a copy of the options in which our
+cross-attention patch stands first. Nothing is kept on the model, and nothing outlives a run but a small cache.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from comfy.patcher_extension import WrappersMP
+
+from ...core.errors import bad_input
+from ...core.persona.stages import StagedContexts, precompute, sigma_table, timesteps_of
+from ...core.persona.text import Contexts, check_placeholders
+from .persona_text import NODE, NamedPersona, Personas, encode_at, join, mark_prompt, text_widths
+
+__all__ = ["NamedPersona", "Personas", "apply", "install", "join"]
+
+KEY = "likeness_persona"
+
+
+# --- the plan ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class PersonaPlan:
+    """What a conditioning carries: how to encode its prompt at any time. Contexts are kept for the last schedule."""
+
+    clip: Any
+    prompt: str
+    personas: Personas
+    early: torch.Tensor
+    cache: dict[tuple, StagedContexts] = field(default_factory=dict)
+
+    def contexts(self, timesteps: Sequence[int]) -> StagedContexts:
+        """Contexts of a schedule, encoded in one batch the first time it is asked for."""
+        key = tuple(timesteps)
+        if key not in self.cache:
+            marked = mark_prompt(self.clip, self.prompt, self.personas)
+            stages = self.personas[0].persona.stages
+            early = Contexts(self.early, self.early)
+            staged = precompute(
+                lambda t: encode_at(self.clip, marked, self.personas, t), early, stages, timesteps, midpoints=True
+            )
+            self.cache.clear()
+            self.cache[key] = staged
+        return self.cache[key]
+
+
+def apply(model: Any, clip: Any, personas: Personas, prompt: str) -> tuple[Any, list]:
+    """MODEL and CONDITIONING for a prompt with the personas' placeholders.
+
+    Raises:
+        LikenessError: a placeholder is missing or doubled, or a persona belongs to another base.
+    """
+    if not personas:
+        raise bad_input(f"{NODE}: personas", "none", "at least one persona", "Connect Persona Load or Persona Train.")
+    check_placeholders(prompt, [p.placeholder for p in personas], f"{NODE}: prompt")
+    widths = text_widths(clip)
+    plain = prompt
+    for item in sorted(personas, key=lambda p: -len(p.placeholder)):
+        item.persona.check_base(widths, f"{NODE}: clip")
+        plain = plain.replace(item.placeholder, item.persona.supercategory)
+    conditioning = clip.encode_from_tokens_scheduled(clip.tokenize(plain))
+    carried = [
+        [context, {**extra, KEY: PersonaPlan(clip, prompt, personas, context)}] for context, extra in conditioning
+    ]
+    return install(model), carried
+
+
+def install(model: Any) -> Any:
+    """A clone of the model that listens for personas; one wrapper serves any number of them."""
+    patched = model.clone()
+    for kind, wrapper in ((WrappersMP.OUTER_SAMPLE, outer_sample), (WrappersMP.APPLY_MODEL, apply_model)):
+        patched.remove_wrappers_with_key(kind, KEY)
+        patched.add_wrapper_with_key(kind, KEY, wrapper)
+    return patched
+
+
+# --- sampling ---------------------------------------------------------------------------------------------------------
+
+
+def timestep_reader(sampling: Any) -> Callable[[torch.Tensor], list[int]]:
+    """From noise levels to training timesteps, with the model's own table; a model without one gets SD's."""
+    table = getattr(sampling, "sigmas", None)
+    if table is not None and hasattr(sampling, "log_sigmas"):
+        scale = 1000 / len(table)
+        return lambda sigmas: [min(999, round(t * scale)) for t in timesteps_of(sigmas.cpu(), table)]
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+    standard = sigma_table((1 - betas).cumprod(0))
+    return lambda sigmas: timesteps_of(sigmas.cpu(), standard)
+
+
+class Session:
+    """One sampling run: the contexts of every conditioning that carries a plan, by the conditioning's id."""
+
+    def __init__(self, guider: Any, sigmas: torch.Tensor) -> None:
+        self.read = timestep_reader(guider.model_patcher.get_model_object("model_sampling"))
+        schedule = self.read(sigmas[sigmas > 0])
+        carrying = [c for conds in guider.conds.values() for c in conds if isinstance(c.get(KEY), PersonaPlan)]
+        self.contexts = {c["uuid"]: c[KEY].contexts(schedule) for c in carrying}
+        self.last: tuple | None = None
+
+    def joined(self, options: Mapping[str, Any], context: torch.Tensor, sigma: torch.Tensor) -> Contexts | None:
+        """Key and value contexts of all rows of a call, or None where no row speaks.
+
+        Rows of other conditionings keep their own; where lengths differ all are repeated to a common one, which
+        leaves attention unchanged (the host does the same).
+        """
+        uuids = options.get("uuids") or []
+        if not any(u in self.contexts for u in uuids) or context.shape[0] % len(uuids):
+            return None
+        timestep = self.read(sigma.flatten()[:1])[0]
+        rows = context.shape[0] // len(uuids)
+        known = (timestep, tuple(uuids), rows, context.shape, context.dtype, context.device)
+        if self.last is None or self.last[0] != known or self.last[1] is not context:
+            self.last = (known, context, self._join(uuids, context, rows, timestep))
+        return self.last[2]
+
+    def _join(self, uuids: Sequence[Any], context: torch.Tensor, rows: int, timestep: int) -> Contexts:
+        parts: list[Contexts] = []
+        for uuid, own in zip(uuids, context.split(rows), strict=True):
+            staged = self.contexts.get(uuid)
+            if staged is None or staged.index(timestep) is None:
+                parts.append(Contexts(own, own))
+                continue
+            key, value = staged.at(timestep)
+            parts.append(Contexts(key.to(own).expand(rows, -1, -1), value.to(own).expand(rows, -1, -1)))
+        length = math.lcm(*(part.key.shape[1] for part in parts))
+        return Contexts(
+            *(torch.cat([part[k].repeat(1, length // part[k].shape[1], 1) for part in parts]) for k in (0, 1))
+        )
+
+
+def outer_sample(executor: Any, noise: torch.Tensor, latent_image: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+    """Encode the plans' contexts before the model is loaded, sample, drop them whatever happens."""
+    guider, sigmas = executor.class_obj, args[1] if len(args) > 1 else kwargs["sigmas"]
+    options = guider.model_options.setdefault("transformer_options", {})
+    try:
+        session = Session(guider, sigmas)
+        if session.contexts:
+            options[KEY] = session
+        return executor(noise, latent_image, *args, **kwargs)
+    finally:
+        options.pop(KEY, None)
+
+
+def apply_model(executor: Any, x: torch.Tensor, t: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+    """Put the personas' contexts into one model call; without any the call passes untouched."""
+    names = ("c_concat", "c_crossattn", "control", "transformer_options")
+    given = {**dict(zip(names, args, strict=False)), **{k: kwargs.pop(k) for k in names if k in kwargs}}
+    options, context = given.get("transformer_options") or {}, given.get("c_crossattn")
+    session: Session | None = options.get(KEY)
+    contexts = None if session is None or context is None else session.joined(options, context, t)
+    if contexts is not None:
+        given["transformer_options"] = with_contexts(options, contexts)
+    return executor(x, t, *(given.get(name) for name in names[:3]), given.get("transformer_options") or {}, **kwargs)
+
+
+def with_contexts(options: Mapping[str, Any], contexts: Contexts) -> dict[str, Any]:
+    """A copy of the options in which our cross-attention patch comes before those that are there."""
+    patches = dict(options.get("patches", {}))
+    patches["attn2_patch"] = [split_patch(contexts), *patches.get("attn2_patch", [])]
+    return {**options, "patches": patches}
+
+
+def split_patch(contexts: Contexts) -> Callable:
+    """The host's ``attn2_patch``: keys from one context, values from the other."""
+    ready: dict[torch.dtype, Contexts] = {}
+
+    def patch(n: torch.Tensor, context: torch.Tensor, value: torch.Tensor, extra: Mapping[str, Any]) -> tuple:
+        if context.shape[0] != contexts.key.shape[0]:
+            return n, context, value  # another patch has changed the rows: they are not ours any more
+        if context.dtype not in ready:
+            ready[context.dtype] = Contexts(*(c.to(context) for c in contexts))
+        return n, *ready[context.dtype]
+
+    return patch

@@ -1,0 +1,266 @@
+"""Training a persona inside ComfyUI.
+
+Nodes run in inference mode, and what was loaded there cannot take part in autograd. As the host's own training nodes
+do, training therefore leaves inference mode and works on copies of the networks, made from the loaded weights (LoRA
+included), registered with the host's memory management, and dropped at the end: MODEL and CLIP stay as they were.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import comfy.model_management as management
+import comfy.model_patcher
+import comfy.model_sampling
+import torch
+from comfy.ldm.modules.attention import optimized_attention
+from torch import Tensor, nn
+
+from ...core.errors import LikenessError, bad_input
+from ...core.persona.clip import ClipText, JointText
+from ...core.persona.text import Contexts
+from .persona import split_patch
+from .persona_text import encoder_names, inner_encoder
+from .unet import read_unet
+
+NODE = "Persona Train"
+FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+
+
+class TokenizerAdapter:
+    """The host's CLIP tokenizer as the core's :class:`~likeness.core.persona.text.Tokenizer`."""
+
+    def __init__(self, clip: Any) -> None:
+        self.inner = getattr(clip.tokenizer, f"clip_{encoder_names(clip)[0]}")
+        self.bos, self.eos = self.inner.start_token, self.inner.end_token
+        self.pad, self.length = self.inner.pad_token, self.inner.max_length
+
+    def pieces(self, text: str) -> list[int]:
+        """Ids without begin and end."""
+        end = -1 if self.inner.tokenizer_adds_end_token else None
+        return list(self.inner.tokenizer(text)["input_ids"][self.inner.tokens_start : end])
+
+
+def check_weights(module: nn.Module, source: str) -> None:
+    """Only whole floating-point networks can be trained through.
+
+    Raises:
+        LikenessError: quantised weights, or weights that are not in memory.
+    """
+    kinds = {p.dtype for p in module.parameters()} - set(FLOATS)
+    if kinds or any(p.device.type == "meta" for p in module.parameters()):
+        came = f"weights of type {sorted(map(str, kinds))}" if kinds else "weights that are not loaded"
+        raise bad_input(source, came, "fp32, fp16 or bf16 weights", "Load the checkpoint unquantised to train on it.")
+
+
+def load_whole(*patchers: Any) -> None:
+    """Have the host load models completely, patches such as LoRA baked in.
+
+    Raises:
+        LikenessError: they do not fit the memory.
+    """
+    extra = {"force_full_load": True} if _takes(management.load_models_gpu, "force_full_load") else {}
+    management.load_models_gpu(list(patchers), **extra)
+    for patcher in patchers:
+        if getattr(patcher, "lowvram_patch_counter", lambda: 0)():
+            raise LikenessError(
+                f"{NODE}: model: it is partly offloaded, there is not enough free memory to train. Close other "
+                "programs, use a smaller batch, or start ComfyUI with --highvram."
+            )
+
+
+def _takes(function: Callable, name: str) -> bool:
+    return name in inspect.signature(function).parameters
+
+
+def static_patcher(patcher: Any) -> Any:
+    """A patcher that loads all weights; the host's dynamic ones stream them."""
+    if not getattr(patcher, "is_dynamic", lambda: False)():
+        return patcher
+    try:
+        return patcher.clone(disable_dynamic=True)
+    except RuntimeError as cause:
+        raise bad_input(
+            f"{NODE}: model", f"a model that is streamed ({cause})", "one that can be loaded whole", "Reload it."
+        ) from cause
+
+
+def private_copy(module: nn.Module, dtype: torch.dtype, device: torch.device) -> nn.Module:
+    """A copy outside inference mode, frozen, in the training type. The original is not touched."""
+    if hasattr(module, "_forward_hooks") and module._forward_hooks:
+        raise bad_input(f"{NODE}: model", "a network with hooks on it", "a plain one", "Train without that node.")
+    copied = copy.deepcopy(module).to(device=device, dtype=dtype)
+    return copied.requires_grad_(False).eval()
+
+
+def checkpointed(net: nn.Module) -> None:
+    """Recompute each residual and attention block in the backward pass; ``net`` is our private copy."""
+    from torch.utils.checkpoint import checkpoint
+
+    kinds = ("ResBlock", "SpatialTransformer")
+    for module in net.modules():
+        if type(module).__name__ in kinds:
+            forward = module.forward
+
+            def recompute(*args: Any, _forward: Callable = forward, **kwargs: Any) -> Any:
+                return checkpoint(_forward, *args, use_reentrant=False, **kwargs)
+
+            module.forward = recompute
+
+
+@dataclass
+class ComfyDenoiser:
+    """``eps(x_t, t, key, value)`` on a private copy of the UNet.
+
+    Attributes:
+        velocity: the model predicts v, not noise.
+        vector: SDXL's ``1 A`` vector condition.
+        addresses: all cross-attention blocks, for maps.
+    """
+
+    net: nn.Module
+    alphas_cumprod: Tensor
+    velocity: bool
+    vector: Tensor | None
+    addresses: list[tuple]
+    dtype: torch.dtype
+    replaces: dict = field(default_factory=dict)
+
+    def __call__(self, noisy: Tensor, timesteps: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """See :class:`~likeness.training.persona_config.Denoiser`."""
+        options = {
+            "patches": {"attn2_patch": [split_patch(Contexts(key, value))]},
+            "patches_replace": self.replaces,
+            "cond_or_uncond": [0],
+        }
+        vector = None if self.vector is None else self.vector.to(self.dtype).expand(len(noisy), -1)
+        out = self.net(
+            noisy.to(self.dtype), timesteps.float(), context=key.to(self.dtype), y=vector, transformer_options=options
+        ).float()
+        if not self.velocity:
+            return out
+        alpha = self.alphas_cumprod.to(noisy)[timesteps].view(-1, 1, 1, 1)
+        return alpha.sqrt() * out + (1 - alpha).sqrt() * noisy
+
+    @torch.no_grad()
+    def maps(self, noisy: Tensor, timesteps: Tensor, key: Tensor, value: Tensor, positions: Tensor) -> Tensor:
+        """Cross-attention maps ``B h w``."""
+        from ..persona_maps import MapRecorder
+
+        recorder = MapRecorder(positions)
+
+        def record(q: Tensor, k: Tensor, v: Tensor, extra: dict) -> Tensor:
+            heads = extra["n_heads"]
+            recorder.add(*(x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k)))
+            return optimized_attention(q, k, v, heads)
+
+        self.replaces = {"attn2": dict.fromkeys(self.addresses, record)}
+        try:
+            self(noisy, timesteps, key, value)
+        finally:
+            self.replaces = {}
+        return recorder.mean(noisy.shape[-2:])
+
+
+@dataclass
+class ComfyTrainingHost:
+    """MODEL and CLIP as the trainer takes them; see :func:`training_host`."""
+
+    text: Any
+    tokenizer: TokenizerAdapter
+    alphas_cumprod: Tensor
+    base: dict
+    denoiser: ComfyDenoiser
+    device: torch.device
+
+    @contextmanager
+    def open(self, checkpointing: bool = False) -> Iterator[ComfyDenoiser]:
+        """The copies are private, so there is nothing to put back."""
+        yield self.denoiser
+
+    def decode_image(self, latents: Tensor) -> Tensor:
+        """The node offers no identity loss."""
+        raise bad_input(f"{NODE}: identity", "a weight above 0", "0 inside ComfyUI", "Use the command line for it.")
+
+
+def _velocity(sampling: Any) -> bool:
+    if isinstance(sampling, comfy.model_sampling.V_PREDICTION):
+        return True
+    if isinstance(sampling, comfy.model_sampling.EPS) and hasattr(sampling, "sigmas"):
+        return False
+    raise bad_input(f"{NODE}: model", type(sampling).__mro__[1].__name__, "SD1.x, SD2.x or SDXL", "Use such a model.")
+
+
+def _text(clip: Any, device: torch.device) -> ClipText | JointText:
+    """Private copies of the text encoders, conditioned on the layer that this CLIP uses."""
+    names, parts, pads = encoder_names(clip), [], []
+    clip.cond_stage_model.reset_clip_options()
+    if clip.layer_idx is not None:
+        clip.cond_stage_model.set_clip_options({"layer": clip.layer_idx})
+    for name in names:
+        encoder = inner_encoder(clip, name)
+        check_weights(encoder.transformer, f"{NODE}: clip")
+        body = private_copy(encoder.transformer.text_model, torch.float32, device)
+        skip = 0 if encoder.layer == "last" else -encoder.layer_idx - 1 if encoder.layer_idx < 0 else None
+        skip = encoder.num_layers - 1 - encoder.layer_idx if skip is None else skip
+        parts.append(ClipText(body, skip=skip, normalised=encoder.layer == "last" or encoder.layer_norm_hidden_state))
+        pads.append(encoder.special_tokens.get("pad", encoder.special_tokens["end"]))
+    if len(parts) == 1:
+        return parts[0]
+    return JointText(parts, pads, inner_encoder(clip, names[0]).special_tokens["end"])
+
+
+def _vector(base: Any, clip: Any, word: str, size: tuple[int, int], device: torch.device) -> Tensor | None:
+    if not getattr(base, "adm_channels", 0):
+        return None
+    _, pooled = clip.encode_from_tokens(clip.tokenize(f"a photo of {word}"), return_pooled=True)
+    height, width = size
+    with torch.no_grad():
+        vector = base.encode_adm(pooled_output=pooled.to(device), width=width, height=height, device=device)
+    return vector.clone()
+
+
+def training_host(
+    model: Any, clip: Any, word: str, size: tuple[int, int], precision: str, checkpointing: bool = False
+) -> ComfyTrainingHost:
+    """Private copies of the UNet and the text encoders. Call it, and train, outside inference mode.
+
+    Args:
+        size: height and width of the training pictures (SDXL is told).
+        precision: ``fp32`` or ``bf16``, the type the UNet computes in.
+
+    Raises:
+        LikenessError: not a UNet of SD, quantised or partly offloaded weights.
+    """
+    blocks = read_unet(model, f"{NODE}: model")
+    sampling = model.get_model_object("model_sampling")
+    velocity = _velocity(sampling)
+    patcher, text_patcher = static_patcher(model), static_patcher(clip.patcher)
+    load_whole(patcher, text_patcher)
+    base, device = patcher.model, patcher.load_device
+    check_weights(base.diffusion_model, f"{NODE}: model")
+    vector = _vector(base, clip, word, size, device)
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    text = _text(clip, device)
+    net = private_copy(base.diffusion_model, dtype, device)
+    if checkpointing:
+        checkpointed(net)
+    registered = comfy.model_patcher.ModelPatcher(net, device, management.unet_offload_device())
+    management.load_models_gpu([registered])
+    sigmas = sampling.sigmas.clone().to(device)
+    alphas = 1 / (1 + sigmas**2)
+    addresses = list(blocks.address.values())
+    family = type(base.model_config).__name__
+    return ComfyTrainingHost(
+        text=text,
+        tokenizer=TokenizerAdapter(clip),
+        alphas_cumprod=alphas,
+        base={"family": family, "context_width": blocks.context_width},
+        denoiser=ComfyDenoiser(net, alphas, velocity, vector, addresses, dtype),
+        device=device,
+    )

@@ -1,0 +1,333 @@
+"""Personas inside the real ComfyUI: contexts, sampling on both hosts, patches of others, interrupts."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import comfy.model_management
+import comfy.sample
+import comfy.samplers
+import pytest
+import torch
+from likeness.core.errors import LikenessError
+from likeness.core.persona.mapper import Mapper, MapperConfig
+from likeness.core.persona.persona import Persona
+from likeness.core.persona.stages import Stages, sigma_table, timesteps_of
+from likeness.hosts.comfy import persona as comfy_persona
+from likeness.hosts.comfy.persona import KEY, NamedPersona, apply, join
+from likeness.hosts.comfy.persona_text import encode_at, mark_prompt, text_widths
+from likeness.hosts.comfy.persona_training import TokenizerAdapter
+from likeness.hosts.diffusers.persona import PersonaHost, clip_text, ddim_timesteps, persona_contexts, play
+from likeness.tests.host.support import tiny
+
+SIZE = (8, 8)
+PROMPT = "a photo of S* in the snow"
+
+
+def make_persona(seed: int = 0, tokens: int = 4, stages: Stages | None = None, residual: bool = True) -> Persona:
+    torch.manual_seed(seed)
+    config = MapperConfig((tiny.CONTEXT_WIDTH,), tokens=tokens, image_width=16 if residual else 0)
+    mapper = Mapper(config, torch.randn(tiny.CONTEXT_WIDTH) * 0.5).eval().requires_grad_(False)
+    return Persona(mapper, stages or Stages(), "face", torch.randn(1, 16) if residual else None)
+
+
+def named(*personas: Persona) -> tuple[NamedPersona, ...]:
+    if len(personas) == 1:
+        return (NamedPersona("S*", personas[0]),)
+    return tuple(NamedPersona(f"S{i + 1}*", p) for i, p in enumerate(personas))
+
+
+@pytest.fixture(scope="module")
+def other_host(parts) -> PersonaHost:
+    """The same weights on diffusers and transformers, with the host's tokenizer."""
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    torch.manual_seed(1)
+    encoder = CLIPTextModel(CLIPTextConfig(**tiny.TEXT)).eval()
+    encoder.load_state_dict(
+        {k: v.half().float() if v.is_floating_point() else v for k, v in encoder.state_dict().items()}
+    )
+    sigmas = parts.model.get_model_object("model_sampling").sigmas
+    return PersonaHost(
+        unet=tiny.diffusers_unet(),
+        text=clip_text(encoder),
+        tokenizer=TokenizerAdapter(parts.clip),
+        encode_image=lambda x: x,
+        decode_image=lambda x: x,
+        alphas_cumprod=1 / (1 + sigmas**2),
+    )
+
+
+def run(model, positive, negative, sigmas, sampler="ddim", batch=1, cfg=4.0, seed=0, callback=None):
+    noise = tiny.noise(SIZE, batch=batch, seed=seed)
+    with torch.inference_mode():
+        out = comfy.sample.sample_custom(
+            model,
+            noise,
+            cfg,
+            comfy.samplers.sampler_object(sampler),
+            sigmas,
+            positive,
+            negative,
+            torch.zeros_like(noise),
+            callback=callback,
+            disable_pbar=True,
+            seed=seed,
+        )
+    return out.clone()
+
+
+def table(parts) -> torch.Tensor:
+    return parts.model.get_model_object("model_sampling").sigmas
+
+
+def ddim_sigmas(parts, steps=10) -> torch.Tensor:
+    return torch.cat([table(parts)[ddim_timesteps(steps)], torch.zeros(1)])
+
+
+@pytest.mark.parametrize("prompt", [PROMPT, "S* wearing a red hat", "a painting with a house and S*"])
+def test_contexts_agree_with_the_other_host(parts, other_host, prompt):
+    persona, ts = make_persona(), [781, 601, 401]
+    personas = named(persona)
+    with torch.inference_mode():
+        ours = encode_at(parts.clip, mark_prompt(parts.clip, prompt, personas), personas, torch.tensor(ts))
+    theirs = persona_contexts(other_host, prompt, {"S*": persona}, ts).dynamic
+    assert torch.allclose(ours.key, theirs.key, atol=2e-5)
+    assert torch.allclose(ours.value, theirs.value, atol=2e-5)
+    assert (ours.key - ours.value).abs().max() > 1e-2
+
+
+def test_two_personas_agree_with_the_other_host(parts, other_host):
+    one, two = make_persona(1), make_persona(2, tokens=2)
+    prompt, ts = "S2* in the style of S1*", [700, 450]
+    with torch.inference_mode():
+        personas = named(one, two)
+        ours = encode_at(parts.clip, mark_prompt(parts.clip, prompt, personas), personas, torch.tensor(ts))
+    theirs = persona_contexts(other_host, prompt, {"S1*": one, "S2*": two}, ts).dynamic
+    assert torch.allclose(ours.key, theirs.key, atol=2e-5) and torch.allclose(ours.value, theirs.value, atol=2e-5)
+
+
+def test_pictures_agree_with_the_other_host(parts, other_host):
+    """The same DDIM schedule, guidance and noise through both hosts; the greatest difference is stated."""
+    persona, steps = make_persona(), 10
+    model, positive = apply(parts.model, parts.clip, named(persona), PROMPT)
+    sigmas = table(parts)[ddim_timesteps(steps)]
+    last = table(parts)[:1]
+    ours = run(model, positive, parts.negative, torch.cat([sigmas, last]), cfg=4.0)
+    start = tiny.noise(SIZE) * sigmas[0] / (1 + sigmas[0] ** 2).sqrt()
+    contexts = persona_contexts(other_host, PROMPT, {"S*": persona}, ddim_timesteps(steps))
+    theirs = play(other_host, contexts, start, steps=steps, guidance=4.0) * (1 + last**2).sqrt()
+    theirs = theirs / parts.model.model.latent_format.scale_factor
+    difference = (ours - theirs).abs().max().item()
+    assert difference < 2e-3 * theirs.abs().max().item(), difference
+
+
+def test_persona_speaks_only_in_its_stage(parts):
+    model, positive = apply(parts.model, parts.clip, named(make_persona()), PROMPT)
+    early = table(parts)[[981, 901, 850]]
+    plain = [[positive[0][0], {k: v for k, v in positive[0][1].items() if k != KEY}]]
+    assert torch.equal(run(model, positive, parts.negative, early), run(parts.model, plain, parts.negative, early))
+    dynamic = table(parts)[[790, 600, 500]]
+    assert not torch.equal(
+        run(model, positive, parts.negative, dynamic), run(parts.model, plain, parts.negative, dynamic)
+    )
+
+
+def test_model_without_a_carrying_prompt_is_vanilla_bit_for_bit(parts):
+    model, _ = apply(parts.model, parts.clip, named(make_persona()), PROMPT)
+    sigmas = ddim_sigmas(parts, 4)
+    prompt = parts.clip.encode_from_tokens_scheduled(parts.clip.tokenize("a man"))
+    assert torch.equal(run(model, prompt, parts.negative, sigmas), run(parts.model, prompt, parts.negative, sigmas))
+
+
+@pytest.mark.parametrize(
+    ("sampler", "scheduler"),
+    [("euler_ancestral", "normal"), ("dpmpp_2m", "karras"), ("heun", "normal"), ("dpm_2", "karras"), ("lcm", "simple")],
+)
+def test_any_sampler_uses_the_contexts_of_its_noise_level(parts, sampler, scheduler, monkeypatch):
+    model, positive = apply(parts.model, parts.clip, named(make_persona()), PROMPT)
+    seen, joined = [], comfy_persona.Session.joined
+
+    def spy(self, options, context, sigma):
+        made = joined(self, options, context, sigma)
+        plan = next(iter(self.contexts.values()))
+        seen.append((float(sigma.flatten()[0]), made, plan))
+        return made
+
+    monkeypatch.setattr(comfy_persona.Session, "joined", spy)
+    sigmas = comfy.samplers.calculate_sigmas(parts.model.get_model_object("model_sampling"), scheduler, 5)
+    run(model, positive, parts.negative, sigmas, sampler=sampler)
+    stages = Stages()
+    for sigma, made, plan in seen:
+        t = timesteps_of([sigma], table(parts))[0]
+        row = plan.index(t)
+        if stages.at(t) == "supercategory":
+            assert row is None
+        elif stages.at(t) == "dynamic":
+            assert abs(plan.timesteps[row] - t) <= min(abs(x - t) for x in plan.timesteps)
+        else:
+            assert row == plan.held
+        if row is not None:
+            index = [i for i in range(2) if not torch.equal(made.key[i], made.value[i])]
+            assert len(index) == 1, "only the conditional row speaks"
+            assert torch.allclose(made.value[index[0]], plan.dynamic.value[row], atol=1e-6)
+
+
+def test_cond_and_uncond_in_separate_calls(parts, monkeypatch):
+    model, positive = apply(parts.model, parts.clip, named(make_persona()), PROMPT)
+    sigmas = ddim_sigmas(parts, 4)
+    joint = run(model, positive, parts.negative, sigmas)
+    monkeypatch.setattr(comfy.samplers, "can_concat_cond", lambda a, b: a is b)
+    apart = run(model, positive, parts.negative, sigmas)
+    assert (joint - apart).norm() < 5e-3 * joint.norm()
+
+
+def test_batch_rows_equal_single_pictures(parts):
+    model, positive = apply(parts.model, parts.clip, named(make_persona()), PROMPT)
+    sigmas = ddim_sigmas(parts, 4)
+    both = run(model, positive, parts.negative, sigmas, batch=2)
+    for i in range(2):
+        single = run(model, positive, parts.negative, sigmas, seed=i)
+        assert (both[i : i + 1] - single).norm() < 5e-3 * single.norm()
+
+
+def test_two_conditionings_with_two_personas(parts):
+    """Combined conditionings, each with a persona of its own, on a model that went through Apply twice."""
+    model, first = apply(parts.model, parts.clip, named(make_persona(1)), PROMPT)
+    model, second = apply(model, parts.clip, named(make_persona(2)), PROMPT)
+    sigmas = ddim_sigmas(parts, 4)
+    out = [run(model, c, parts.negative, sigmas) for c in (first, second, first + second, second + first)]
+    assert not torch.equal(out[0], out[1])
+    assert (out[2] - out[3]).norm() < 5e-3 * out[2].norm()
+    mean_like = (out[2] - out[0]).abs().mean() < (out[1] - out[0]).abs().mean()
+    assert mean_like
+
+
+def test_persona_in_the_negative_prompt(parts):
+    model, conditioning = apply(parts.model, parts.clip, named(make_persona()), PROMPT)
+    sigmas = ddim_sigmas(parts, 4)
+    plain = parts.negative
+    assert not torch.equal(run(model, plain, conditioning, sigmas), run(model, plain, plain, sigmas))
+
+
+# --- the prompt as the host reads it
+
+
+def contexts(parts, prompt, persona=None):
+    personas = named(persona or make_persona())
+    with torch.inference_mode():
+        return encode_at(parts.clip, mark_prompt(parts.clip, prompt, personas), personas, torch.tensor([600]))
+
+
+def test_weights_act_as_the_host_weights(parts):
+    plain, heavy = contexts(parts, "a photo of S*"), contexts(parts, "a photo of (S*:1.2)")
+    empty = parts.clip.encode_from_tokens(parts.clip.tokenize(""))
+    for one, other in ((plain.key, heavy.key), (plain.value, heavy.value)):
+        expected = one.clone()
+        expected[:, 4:8] = (one[:, 4:8] - empty[:, 4:8]) * 1.2 + empty[:, 4:8]
+        assert torch.allclose(other, expected, atol=1e-5)
+
+
+def test_prompt_over_77_tokens(parts):
+    long = "a very long road with many trees and houses " * 9
+    first, second = contexts(parts, "S* on " + long), contexts(parts, long + " and S*")
+    assert first.key.shape[1] == second.key.shape[1] == 154
+    differs = [(c.key != c.value).any(-1)[0].nonzero().flatten() for c in (first, second)]
+    assert differs[0].tolist() == [1, 2, 3, 4] and differs[1].min() > 77 and len(differs[1]) == 4
+    model, positive = apply(parts.model, parts.clip, named(make_persona()), long + " and S*")
+    assert torch.isfinite(run(model, positive, parts.negative, ddim_sigmas(parts, 4))).all()
+
+
+def test_words_across_two_chunks(parts):
+    """Seven words that begin in one chunk and end in the next: each chunk's part is spoken and bent."""
+    prompt = "dog " * 72 + "S*"
+    found = contexts(parts, prompt, make_persona(tokens=7))
+    differs = (found.key != found.value).any(-1)[0].nonzero().flatten()
+    assert len(differs) == 7 and differs.min() < 77 <= differs.max()
+
+
+def test_clip_skip_changes_the_layer_that_is_bent(parts):
+    clip = parts.clip.clone()
+    clip.clip_layer(-2)
+    personas = named(make_persona())
+    with torch.inference_mode():
+        skipped = encode_at(clip, mark_prompt(clip, PROMPT, personas), personas, torch.tensor([600]))
+        host = clip.encode_from_tokens(clip.tokenize("a photo of"))
+    assert torch.allclose(skipped.key[:, :4], host[:, :4], atol=1e-5), "causal: words before the persona are plain"
+    assert not torch.allclose(skipped.key, contexts(parts, PROMPT).key, atol=1e-3)
+
+
+def test_encoding_leaves_the_clip_as_it_was(parts):
+    before = parts.clip.encode_from_tokens(parts.clip.tokenize("a man"))
+    contexts(parts, "a (photo:1.3) of (S*:0.7)")
+    assert torch.equal(before, parts.clip.encode_from_tokens(parts.clip.tokenize("a man")))
+
+
+# --- errors, other patches, ends of runs
+
+
+@pytest.mark.parametrize("prompt", ["a photo of a man", "S* and S*"])
+def test_placeholder_errors(parts, prompt):
+    with pytest.raises(LikenessError, match="exactly once"):
+        apply(parts.model, parts.clip, named(make_persona()), prompt)
+
+
+def test_other_base_model(parts):
+    wrong = replace(make_persona(), mapper=Mapper(MapperConfig((768,)), torch.randn(768)))
+    with pytest.raises(LikenessError, match="768"):
+        apply(parts.model, parts.clip, named(wrong), PROMPT)
+    assert text_widths(parts.clip) == (tiny.CONTEXT_WIDTH,)
+
+
+@pytest.mark.parametrize("name", ["", "(S*)", "a:b"])
+def test_bad_placeholder(name):
+    with pytest.raises(LikenessError):
+        join(None, NamedPersona(name, make_persona()))
+    with pytest.raises(LikenessError):
+        join(named(make_persona()), NamedPersona("S*", make_persona()))
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_foreign_patch_keeps_working(parts, first):
+    """Another pack's cross-attention patch, put on before or after ours, is called and acts."""
+    calls = []
+
+    def foreign(n, context, value, extra):
+        calls.append(value)
+        return n, context, value * 1.1
+
+    def add(model):
+        model = model.clone()
+        model.set_model_attn2_patch(foreign)
+        return model
+
+    base = add(parts.model) if first else parts.model
+    model, positive = apply(base, parts.clip, named(make_persona()), PROMPT)
+    model = model if first else add(model)
+    sigmas = table(parts)[[700, 500]]
+    patched = run(model, positive, parts.negative, sigmas)
+    assert calls and calls[0].shape[0] == 2
+    assert not torch.equal(
+        patched, run(apply(parts.model, parts.clip, named(make_persona()), PROMPT)[0], positive, parts.negative, sigmas)
+    )
+    base_only = run(add(parts.model), positive, parts.negative, sigmas)
+    assert not torch.equal(patched, base_only)
+
+
+def test_interrupt_leaves_nothing_behind(parts):
+    model, positive = apply(parts.model, parts.clip, named(make_persona()), PROMPT)
+    sigmas = ddim_sigmas(parts, 4)
+    whole = run(model, positive, parts.negative, sigmas)
+
+    def stop(step, *_):
+        if step == 2:
+            raise comfy.model_management.InterruptProcessingException
+
+    with pytest.raises(comfy.model_management.InterruptProcessingException):
+        run(model, positive, parts.negative, sigmas, callback=stop)
+    assert KEY not in model.model_options.get("transformer_options", {})
+    assert torch.equal(whole, run(model, positive, parts.negative, sigmas))
+
+
+def test_steps_above_the_stage_do_not_change_with_the_schedule_length(parts):
+    assert timesteps_of(table(parts)[[401, 800]], sigma_table(1 / (1 + table(parts) ** 2))) == [401, 800]
