@@ -51,8 +51,8 @@ def apply(
     """Put the references on a clone of ``model``.
 
     Returns:
-        The model, the prompt's conditioning, and the record runs will fill. Without references the model comes back
-        as it is.
+        The model, the prompt's conditioning, and the record runs will fill. Without references of some weight the
+        model comes back as it is.
 
     Raises:
         LikenessError: the model has no such layers, text encoder or VAE do not fit it, or a concept is not in the
@@ -61,11 +61,12 @@ def apply(
     blocks = read_unet(model, f"{NODE}: model")
     encoded = text.encode(clip, prompt)
     _check_width(encoded, blocks)
-    if chain is None or not chain.concepts:
+    concepts = tuple(item for item in chain.concepts if item.weight > 0) if chain else ()
+    if not concepts:
         return model, encoded.conditioning, MagicFaceRecord(enabled=False)
     blocks.layout.select(settings.layers)  # a wrong name is told here, not in the middle of sampling
-    request = _request(model, clip, vae, prompt, chain, settings)
-    record = _record(chain.concepts, settings)
+    request = _request(model, clip, vae, prompt, chain, concepts, settings)
+    record = _record(request, concepts, settings)
     patch = MagicFacePatch(request, blocks, record, chain.weights_key)
     return patch.install(model), encoded.conditioning, record
 
@@ -80,13 +81,20 @@ def _check_width(encoded: text.Encoded, blocks: UNetBlocks) -> None:
         )
 
 
-def _request(model: Any, clip: Any, vae: Any, prompt: str, chain: References, settings: Settings) -> MagicFaceRequest:
-    names = [item.name for item in chain.concepts]
-    positions = text.assign_tokens(clip, prompt, names, source=f"{NODE}: prompt")
+def _request(
+    model: Any,
+    clip: Any,
+    vae: Any,
+    prompt: str,
+    chain: References,
+    concepts: tuple[Concept, ...],
+    settings: Settings,
+) -> MagicFaceRequest:
+    positions = text.assign_tokens(clip, prompt, [item.name for item in concepts], source=f"{NODE}: prompt")
     side = references.native_side(model) if settings.native_size else None
     return MagicFaceRequest(
         references=references.prepare(
-            model, clip, vae, chain.concepts, positions, side=side, null_prompt=settings.reference_null_prompt
+            model, clip, vae, concepts, positions, side=side, null_prompt=settings.reference_null_prompt
         ),
         alpha=settings.alpha,
         layers=settings.layers,
@@ -98,9 +106,11 @@ def _request(model: Any, clip: Any, vae: Any, prompt: str, chain: References, se
     )
 
 
-def _record(concepts: tuple[Concept, ...], settings: Settings) -> MagicFaceRecord:
+def _record(request: MagicFaceRequest, concepts: tuple[Concept, ...], settings: Settings) -> MagicFaceRecord:
+    by_region = {reference.positions: reference.name for reference in request.references}
     return MagicFaceRecord(
-        names=tuple(item.name for item in concepts for _ in item.images),
+        concepts=tuple(by_region.values()),
+        names=tuple(reference.name for reference in request.references),
         pictures=tuple(view[None] for item in concepts for view in item.images),
         patches=parse_points(settings.record_points),
         enabled=settings.record,

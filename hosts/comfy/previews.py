@@ -37,11 +37,13 @@ class MagicFaceRecord:
     """A handle that Apply hands out before sampling and that runs fill; Preview reads it after sampling.
 
     Attributes:
-        names: the concepts, in order. pictures: their pictures, ``1 3 H W`` each.
+        concepts: the concepts' names, in the order of the map's labels.
+        names, pictures: of every reference, in order; several may show one concept. Pictures are ``1 3 H W``.
         patches: points of the generated picture to follow, (y, x) in [0, 1]. enabled: False records nothing.
         runs: the last :data:`KEPT_RUNS` finished runs; a run that was interrupted or failed leaves nothing.
     """
 
+    concepts: tuple[str, ...] = ()
     names: tuple[str, ...] = ()
     pictures: tuple[torch.Tensor, ...] = ()
     patches: tuple[tuple[float, float], ...] = ()
@@ -88,10 +90,17 @@ def _blend(base: torch.Tensor | None, colour: torch.Tensor, strength: torch.Tens
     return grey * (1 - strength) + colour * strength
 
 
-def _captioned(pixels: torch.Tensor, caption: str) -> torch.Tensor:
-    """``3 H W`` with a line of text above it."""
+Words = Sequence[tuple[str, tuple[float, float, float]]]
+PLAIN = (0.9, 0.9, 0.9)
+
+
+def _captioned(pixels: torch.Tensor, words: str | Words) -> torch.Tensor:
+    """``3 H W`` with a line of text above it, each word in its colour."""
     bar = Image.new("RGB", (pixels.shape[-1], CAPTION_HEIGHT), (24, 24, 28))
-    ImageDraw.Draw(bar).text((4, 3), caption, fill=(230, 230, 230))
+    pen, x = ImageDraw.Draw(bar), 4.0
+    for word, colour in [(words, PLAIN)] if isinstance(words, str) else words:
+        pen.text((x, 3), word, fill=tuple(round(255 * part) for part in colour))
+        x += pen.textlength(word) + 8
     data = torch.frombuffer(bytearray(bar.tobytes()), dtype=torch.uint8)
     strip = data.view(CAPTION_HEIGHT, pixels.shape[-1], 3).movedim(-1, 0).float() / 255
     return torch.cat([strip, pixels.clamp(0, 1)], dim=-2)
@@ -124,10 +133,14 @@ def sheet(pictures: torch.Tensor, columns: int = 5) -> torch.Tensor:
     return grid.permute(0, 2, 1, 3, 4).reshape(1, rows * pictures.shape[1], columns * pictures.shape[2], 3)
 
 
+def _label_colour(label: int) -> tuple[float, float, float]:
+    return PALETTE[0] if label == 0 else PALETTE[1 + (label - 1) % (len(PALETTE) - 1)]
+
+
 def label_colours(labels: torch.Tensor) -> torch.Tensor:
-    """Semantic map ``h w`` (0 background, i reference i) to colours ``3 h w``."""
-    cycle = [PALETTE[0], *(PALETTE[1 + i % (len(PALETTE) - 1)] for i in range(int(labels.max())))]
-    return torch.tensor(cycle)[labels].movedim(-1, 0)
+    """Semantic map ``h w`` (0 background, i the i-th concept) to colours ``3 h w``."""
+    table = torch.tensor([_label_colour(label) for label in range(int(labels.max()) + 1)])
+    return table[labels].movedim(-1, 0)
 
 
 def draw_maps(steps: Sequence[StepRecord], generated: torch.Tensor | None, names: Sequence[str]) -> torch.Tensor:
@@ -140,8 +153,9 @@ def draw_maps(steps: Sequence[StepRecord], generated: torch.Tensor | None, names
         for i, labels in enumerate(record.labels):
             base = None if generated is None else generated[min(i, len(generated) - 1)]
             tiles.append(_blend(base, _tile(label_colours(labels), "nearest"), 0.55 if base is not None else 1.0))
-        caption = f"step {record.step + 1} {STAGE_NAMES.get(record.stage, record.stage)}  {', '.join(names)}"
-        drawn.append(_captioned(_row(tiles), caption))
+        legend = [(name, _label_colour(i + 1)) for i, name in enumerate(names)]
+        title = f"step {record.step + 1} {STAGE_NAMES.get(record.stage, record.stage)}"
+        drawn.append(_captioned(_row(tiles), [(title, PLAIN), *legend]))
     return _batch(drawn) if drawn else note("No semantic maps were recorded in this run.")
 
 
@@ -230,7 +244,7 @@ def draw(
         return empty, empty, empty
     generated = None if image is None else images.to_torch(image).cpu()
     return (
-        sheet(draw_maps(recorder.steps, generated, record.names), columns),
+        sheet(draw_maps(recorder.steps, generated, record.concepts), columns),
         draw_correspondence(recorder.correspondence, generated, record.pictures, record.names),
         draw_patches(recorder.patches_seen, generated, record.pictures, record.names),
     )

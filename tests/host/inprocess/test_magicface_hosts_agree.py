@@ -85,7 +85,7 @@ def test_hosts_agree(parts, unet, names, settings, record_property):
     model = tiny.model(unet)
     applied = apply(parts, references, model=model, **settings)
     ours = in_comfy(applied, sigmas, noise)
-    request = _request(model, parts.clip, parts.vae, PROMPT, references, Settings(**settings))
+    request = _request(model, parts.clip, parts.vae, PROMPT, references, references.concepts, Settings(**settings))
     theirs = in_diffusers(unet, request, applied.positive, applied.negative, noise)
     error = float((ours - theirs).abs().max() / theirs.abs().max())
     record_property("largest_relative_difference", error)

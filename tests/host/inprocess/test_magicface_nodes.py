@@ -67,6 +67,7 @@ def test_several_views_of_one_concept_share_its_region(parts):
     assert torch.isfinite(out).all()
     assert not torch.equal(out, sample(apply(parts, chain("man", mask=box()), alpha=0.34)))
     assert patched.record.names == ("man", "man")
+    assert patched.record.concepts == ("man",)
 
 
 # -- apply -----------------------------------------------------------------------------------------------------------
