@@ -115,9 +115,14 @@ def in_virtual_environment() -> bool:
 
 
 def missing_requirements() -> list[str]:
-    """Lines of the requirements file that the current environment does not satisfy."""
-    lines = [line.split("#")[0].strip() for line in REQUIREMENTS.read_text("utf-8").splitlines()]
-    return [line for line in lines if line and not satisfied(OLDEST_TORCH if line.startswith("torch==") else line)]
+    """Lines of the requirements file that the current environment does not satisfy, with their comments."""
+    lines = [line for line in REQUIREMENTS.read_text("utf-8").splitlines() if bare(line)]
+    return [line for line in lines if not satisfied(OLDEST_TORCH if line.startswith("torch==") else bare(line))]
+
+
+def bare(line: str) -> str:
+    """A line of the requirements file without its comment."""
+    return line.split("#")[0].strip()
 
 
 def satisfied(requirement: str) -> bool:
@@ -138,13 +143,16 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 
 def install(python: str, requirements: list[str]) -> None:
-    """Install with pip as it is set up on this machine."""
+    """Install with pip as it is set up on this machine; a line marked ``# --no-deps`` without what it asks for."""
     check_version()
     start = time.monotonic()
-    print(f"run.py: installing {', '.join(requirements)} (once; some minutes) ...", file=sys.stderr)
-    quiet = ["--quiet", "--disable-pip-version-check"]
-    if subprocess.call([python, "-m", "pip", "install", *quiet, *requirements]):
-        sys.exit("run.py: pip could not install the requirements above; see its message")
+    print(f"run.py: installing {', '.join(map(bare, requirements))} (once; some minutes) ...", file=sys.stderr)
+    alone = [bare(line) for line in requirements if "# --no-deps" in line]
+    rest = [bare(line) for line in requirements if "# --no-deps" not in line]
+    for packages, options in ((rest, []), (alone, ["--no-deps"])):
+        command = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *options, *packages]
+        if packages and subprocess.call(command):
+            sys.exit("run.py: pip could not install the requirements above; see its message")
     importlib.invalidate_caches()
     print(f"run.py: installed in {time.monotonic() - start:.0f} s", file=sys.stderr)
 
