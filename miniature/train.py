@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import logging
 from collections.abc import Callable, Sequence
 
@@ -39,7 +40,18 @@ def _unet(overrides: dict) -> None:
     part.train(config, Checkpoint(f"unet{config.size}"), Log(f"unet{config.size}"))
 
 
-PARTS: dict[str, Callable[[dict], None]] = {"autoencoder": _autoencoder, "unet": _unet}
+def _referee(name: str, overrides: dict) -> None:
+    from . import train_referees as part
+
+    config = dataclasses.replace(part.CONFIGS[name], **overrides)
+    export(part.train(name, config, Checkpoint(name), Log(name)), name)
+
+
+PARTS: dict[str, Callable[[dict], None]] = {
+    "autoencoder": _autoencoder,
+    "unet": _unet,
+    **{name: functools.partial(_referee, name) for name in ("detector", "embedder", "classifier")},
+}
 
 
 def _overrides(pairs: Sequence[str]) -> dict:
