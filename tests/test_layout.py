@@ -14,7 +14,7 @@ HOST_MODULES = {
 #: folder: what it may import from the pack
 ALLOWED = {
     "core": {"core"},
-    "faces": {"faces", "core"},
+    "faces": {"faces", "core", "miniature"},
     "miniature": {"miniature", "core", "hosts/diffusers", "faces", "training", "evaluation"},
     "hosts": {"hosts", "core"},
     "hosts/diffusers": {"hosts/diffusers", "hosts", "core"},

@@ -11,7 +11,7 @@ from typing import Any
 
 from .workflow import ObjectInfo, input_options, widget_names
 
-COLUMN, ROW, GAP = 380, 26, 50
+WIDTH, ROW, GAP = 320, 26, 50
 
 
 def to_ui(
@@ -130,7 +130,7 @@ def _size(node: Mapping[str, Any], info: Mapping[str, Any]) -> list[int]:
     rows = max(len(node["inputs"]), len(node["outputs"])) + len(node["widgets_values"])
     multiline = sum(bool(options.get("multiline")) for _, _, options in input_options(info))
     picture = 260 if node["type"] in ("SaveImage", "PreviewImage", "LoadImage") else 0
-    return [COLUMN - 60, 40 + ROW * rows + 100 * multiline + picture]
+    return [WIDTH, 40 + ROW * rows + 100 * multiline + picture]
 
 
 def _depths(prompt: Mapping[str, Any]) -> dict[str, int]:
@@ -143,12 +143,17 @@ def _depths(prompt: Mapping[str, Any]) -> dict[str, int]:
 
 
 def _place(nodes: list[dict[str, Any]], depths: Mapping[str, int], order: Mapping[str, int]) -> None:
+    """Columns as wide as their widest node, nodes one under the other."""
+    column = dict(zip((node["id"] for node in nodes), (depths[key] for key in order), strict=True))
+    columns = range(max(depths.values()) + 1)
+    widest = [max(node["size"][0] for node in nodes if column[node["id"]] == i) for i in columns]
+    left = [sum(widest[:i]) + i * GAP * 2 for i in range(len(widest))]
     bottom: dict[int, int] = {}
-    for node, key in zip(nodes, order, strict=True):
-        column = depths[key]
-        y = bottom.get(column, 0)
-        node["pos"] = [column * COLUMN, y]
-        bottom[column] = y + node["size"][1] + GAP
+    for node in nodes:
+        i = column[node["id"]]
+        y = bottom.get(i, 0)
+        node["pos"] = [left[i], y]
+        bottom[i] = y + node["size"][1] + GAP
 
 
 def _note(node_id: int, text: str, index: int) -> dict[str, Any]:
