@@ -153,9 +153,9 @@ def sample_picture(
         people: 0 (accessory alone) to 4; drawn when None.
     """
     if people is None:
-        people = rng.choices((0, 1, 2, 3), (0.06, 0.76, 0.15, 0.03))[0] if identity is None else 1
-    shot = shot or rng.choices(SHOTS, (0.5, 0.3, 0.2))[0]
-    style = rng.choices(tuple(STYLES), (0.7, 0.1, 0.1, 0.1))[0]
+        people = rng.choices((0, 1, 2, 3), (0.05, 0.84, 0.09, 0.02))[0] if identity is None else 1
+    shot = shot or rng.choices(SHOTS, (0.62, 0.25, 0.13))[0]
+    style = rng.choices(tuple(STYLES), (0.82, 0.06, 0.06, 0.06))[0]
     seed = rng.randrange(2**31)
     if people == 0:
         scene = rng.choice(tuple(SCENES))
