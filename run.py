@@ -31,6 +31,8 @@ COMMANDS = {
     "prove": ("evaluation.prove", "measure every effect on held-out people and print the tables"),
     "benchmark": ("benchmarks.magicface", "time and memory of MagicFace against vanilla and naive attention"),
     "train": ("miniature.train", "retrain a part of the miniature from its seed, resumable"),
+    "workflows": ("tests.host.make_workflows", "for developers: write the files of workflows/ (needs a ComfyUI)"),
+    "thumbnails": ("tests.host.make_thumbnails", "for developers: make the pictures beside them (needs a ComfyUI)"),
     "test": ("", "run the tests; further arguments go to pytest"),
 }
 
@@ -50,7 +52,7 @@ def main(argv: list[str]) -> int:
 
 def usage() -> str:
     """The commands, one a line."""
-    rows = "\n".join(f"  {name:<10} {text}" for name, (_, text) in COMMANDS.items())
+    rows = "\n".join(f"  {name:<11} {text}" for name, (_, text) in COMMANDS.items())
     return f"python run.py <command> [options]\n\n{rows}\n\npython run.py <command> --help lists a command's options."
 
 

@@ -2,19 +2,21 @@
 
 Run by hand when a node or an example changes, with a ComfyUI (``COMFYUI_PATH``, ``COMFYUI_PYTHON``)::
 
-    python tests/host/make_workflows.py [name ...]
+    python run.py workflows [name ...]
 """
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
+from .support import magicface_workflows
+from .support.discovery import ROOT, hosts, why_none
+from .support.layout import to_ui
+from .support.server import Server
 
 
 def node(kind: str, title: str | None = None, shape: list[int] | None = None, **inputs: Any) -> dict[str, Any]:
@@ -58,27 +60,12 @@ WORKFLOWS = {
 
 def main(names: list[str]) -> None:
     """Write the named workflows, or all of them."""
-    _register()
-    from likeness.tests.host.support.discovery import hosts, why_none
-    from likeness.tests.host.support.layout import to_ui
-    from likeness.tests.host.support.server import Server
-
     if not hosts():
         sys.exit(why_none())
     with tempfile.TemporaryDirectory() as folder, Server(hosts()[0], Path(folder)) as server:
         info = server.get("/object_info")
-    for name in names or WORKFLOWS:
-        make, notes = WORKFLOWS[name]
+    workflows = {**WORKFLOWS, **magicface_workflows.WORKFLOWS}
+    for name in names or workflows:
+        make, notes = workflows[name]
         text = json.dumps(to_ui(make(), info, notes), indent=2, ensure_ascii=False)
         (ROOT / "workflows" / f"{name}.json").write_text(text + "\n", "utf-8")
-
-
-def _register() -> None:
-    spec = importlib.util.spec_from_file_location("_likeness_bootstrap", ROOT / "bootstrap.py")
-    bootstrap = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(bootstrap)
-    bootstrap.register()
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])
