@@ -17,9 +17,20 @@ import torch
 from comfy.patcher_extension import WrappersMP
 
 from ...core.errors import bad_input
+from ...core.persona.persona import Persona
 from ...core.persona.stages import StagedContexts, precompute, sigma_table, timesteps_of
 from ...core.persona.text import Contexts, check_placeholders
-from .persona_text import NODE, NamedPersona, Personas, encode_at, join, mark_prompt, text_widths
+from .persona_text import (
+    NODE,
+    NamedPersona,
+    Personas,
+    encode_at,
+    encoder_names,
+    inner_encoder,
+    join,
+    mark_prompt,
+    text_widths,
+)
 
 __all__ = ["NamedPersona", "Personas", "apply", "install", "join"]
 
@@ -183,3 +194,20 @@ def split_patch(contexts: Contexts) -> Callable:
         return n, *ready[context.dtype]
 
     return patch
+
+
+def import_persona(clip: Any, path: str, word: str, bounds: tuple[int, int], image: Any, clip_vision: Any) -> Persona:
+    """A persona from the authors' ``mapper-steps-N.pt``, with the word's vector from this CLIP.
+
+    Raises:
+        LikenessError: not such a file, one that asks for more than tensors, or a CLIP of another width.
+    """
+    from ..persona_import import import_mapper
+    from .persona_training import TokenizerAdapter
+
+    if (image is None) != (clip_vision is None):
+        raise bad_input("Persona Import: image", "one of image and clip_vision", "both or none", "Connect the other.")
+    pieces = TokenizerAdapter(clip).pieces(word)
+    table = inner_encoder(clip, encoder_names(clip)[0]).transformer.get_input_embeddings().weight
+    embedded = None if image is None else clip_vision.encode_image(image, crop="none")["image_embeds"].float().cpu()
+    return import_mapper(path.strip(), table[pieces[0]].detach().float().cpu(), word, embedded, bounds)

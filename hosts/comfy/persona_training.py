@@ -11,19 +11,19 @@ import copy
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import comfy.model_management as management
 import comfy.model_patcher
 import comfy.model_sampling
 import torch
-from comfy.ldm.modules.attention import optimized_attention
 from torch import Tensor, nn
 
 from ...core.errors import LikenessError, bad_input
 from ...core.persona.clip import ClipText, JointText
 from ...core.persona.text import Contexts
+from ..persona_maps import MapRecorder
 from .persona import split_patch
 from .persona_text import encoder_names, inner_encoder
 from .unet import read_unet
@@ -113,6 +113,12 @@ def checkpointed(net: nn.Module) -> None:
             module.forward = recompute
 
 
+def _attend(q: Tensor, k: Tensor, v: Tensor, extra: dict) -> Tensor:
+    """Attention whose gradient is exact and lean; which one the host has picked depends on its flags. ``B N C``."""
+    q, k, v = (x.unflatten(-1, (extra["n_heads"], -1)).transpose(1, 2) for x in (q, k, v))  # B H N D
+    return nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+
+
 @dataclass
 class ComfyDenoiser:
     """``eps(x_t, t, key, value)`` on a private copy of the UNet.
@@ -120,7 +126,7 @@ class ComfyDenoiser:
     Attributes:
         velocity: the model predicts v, not noise.
         vector: SDXL's ``1 A`` vector condition.
-        addresses: all cross-attention blocks, for maps.
+        addresses: all transformer blocks.
     """
 
     net: nn.Module
@@ -129,13 +135,15 @@ class ComfyDenoiser:
     vector: Tensor | None
     addresses: list[tuple]
     dtype: torch.dtype
-    replaces: dict = field(default_factory=dict)
 
-    def __call__(self, noisy: Tensor, timesteps: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """See :class:`~likeness.training.persona_config.Denoiser`."""
+    def __call__(self, noisy: Tensor, timesteps: Tensor, key: Tensor, value: Tensor, look: Any = _attend) -> Tensor:
+        """See :class:`~likeness.training.persona_config.Denoiser`; ``look`` does the cross-attention."""
         options = {
             "patches": {"attn2_patch": [split_patch(Contexts(key, value))]},
-            "patches_replace": self.replaces,
+            "patches_replace": {
+                "attn1": dict.fromkeys(self.addresses, _attend),
+                "attn2": dict.fromkeys(self.addresses, look),
+            },
             "cond_or_uncond": [0],
         }
         vector = None if self.vector is None else self.vector.to(self.dtype).expand(len(noisy), -1)
@@ -150,20 +158,13 @@ class ComfyDenoiser:
     @torch.no_grad()
     def maps(self, noisy: Tensor, timesteps: Tensor, key: Tensor, value: Tensor, positions: Tensor) -> Tensor:
         """Cross-attention maps ``B h w``."""
-        from ..persona_maps import MapRecorder
-
         recorder = MapRecorder(positions)
 
         def record(q: Tensor, k: Tensor, v: Tensor, extra: dict) -> Tensor:
-            heads = extra["n_heads"]
-            recorder.add(*(x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k)))
-            return optimized_attention(q, k, v, heads)
+            recorder.add(*(x.unflatten(-1, (extra["n_heads"], -1)).transpose(1, 2) for x in (q, k)))
+            return _attend(q, k, v, extra)
 
-        self.replaces = {"attn2": dict.fromkeys(self.addresses, record)}
-        try:
-            self(noisy, timesteps, key, value)
-        finally:
-            self.replaces = {}
+        self(noisy, timesteps, key, value, record)
         return recorder.mean(noisy.shape[-2:])
 
 
@@ -177,10 +178,12 @@ class ComfyTrainingHost:
     base: dict
     denoiser: ComfyDenoiser
     device: torch.device
+    patcher: Any
 
     @contextmanager
     def open(self, checkpointing: bool = False) -> Iterator[ComfyDenoiser]:
-        """The copies are private, so there is nothing to put back."""
+        """Have the copies on the device (a preview may have pushed them off); they are private, nothing is put back."""
+        management.load_models_gpu([self.patcher])
         yield self.denoiser
 
     def decode_image(self, latents: Tensor) -> Tensor:
@@ -250,8 +253,8 @@ def training_host(
     net = private_copy(base.diffusion_model, dtype, device)
     if checkpointing:
         checkpointed(net)
-    registered = comfy.model_patcher.ModelPatcher(net, device, management.unet_offload_device())
-    management.load_models_gpu([registered])
+    copies = nn.ModuleList([net, *text.modules])
+    registered = comfy.model_patcher.ModelPatcher(copies, device, management.unet_offload_device())
     sigmas = sampling.sigmas.clone().to(device)
     alphas = 1 / (1 + sigmas**2)
     addresses = list(blocks.address.values())
@@ -263,4 +266,5 @@ def training_host(
         base={"family": family, "context_width": blocks.context_width},
         denoiser=ComfyDenoiser(net, alphas, velocity, vector, addresses, dtype),
         device=device,
+        patcher=registered,
     )

@@ -1,0 +1,217 @@
+"""Persona Train's work: photos in, a persona out, on the host's progress bar."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import comfy.model_management as management
+import comfy.utils
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ...core.errors import LikenessError, bad_input
+from ...core.persona.persona import Persona
+from ...training.persona import PersonaTrainer, train
+from ...training.persona_config import PersonaTraining, StepReport
+from ...training.persona_state import load_state, save_state
+from ...training.photos import Photo, check_mask, clipseg_mask, fit, latent_mask, pooled_latent_embedding
+from . import images
+from .persona import NamedPersona, apply
+from .persona_files import draw_iou, draw_loss, state_path
+from .persona_training import NODE, training_host
+from .references import native_side
+
+log = logging.getLogger("likeness")
+
+CLIPSEG = "clipseg-rd64-refined"
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What is connected to the node; see its tooltips."""
+
+    model: Any
+    clip: Any
+    vae: Any
+    image: Tensor
+    mask: Tensor | None
+    clip_vision: Any
+    size: int
+    crop: bool
+    name: str
+    resume: bool
+    preview_every: int
+    preview_prompt: str
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What the node gives out: the persona, curves as IMAGE, and the last preview (grey without one)."""
+
+    persona: Persona
+    loss: Tensor
+    iou: Tensor
+    preview: Tensor
+
+
+def learn(inputs: Inputs, request: PersonaTraining) -> Learned:
+    """Train a persona. Leaves MODEL, CLIP and VAE as they were, also when it is cancelled or fails."""
+    size = inputs.size or native_side(inputs.model)
+    photos, image_width = prepare_photos(inputs, request.supercategory, size)
+    request = replace(request, image_width=image_width if request.image_width else 0)
+    management.throw_exception_if_processing_interrupted()
+    with torch.inference_mode(False), torch.enable_grad():
+        host = training_host(
+            inputs.model, inputs.clip, request.supercategory, (size, size), request.precision, request.checkpointing
+        )
+        trainer = PersonaTrainer(request, host, [_on(photo, host.device) for photo in photos])
+        path = state_path(inputs.name)
+        if inputs.resume and path.is_file():
+            load_state(trainer, path)
+        report = Progress(request)
+        preview = Preview(inputs, size)
+        try:
+            persona = train(
+                trainer,
+                on_step=report,
+                checkpoint=lambda t: save_state(t, path),
+                preview=lambda t: report.show(preview(t)),
+                preview_every=inputs.preview_every,
+                name=inputs.name,
+            )
+        finally:
+            del host
+        path.unlink(missing_ok=True)
+    _to_cpu(persona)
+    return Learned(persona, draw_loss(trainer.history), draw_iou(persona), preview.last)
+
+
+def _to_cpu(persona: Persona) -> None:
+    persona.mapper.to("cpu")
+    if persona.image is not None:
+        persona.image.data = persona.image.data.cpu()
+
+
+def _on(photo: Photo, device: torch.device) -> Photo:
+    """A photo on the training device, as ordinary tensors."""
+
+    def moved(tensor: Tensor | None) -> Tensor | None:
+        return None if tensor is None else tensor.clone().to(device)
+
+    return Photo(moved(photo.latent), moved(photo.mask), moved(photo.image))
+
+
+def prepare_photos(inputs: Inputs, word: str, size: int) -> tuple[list[Photo], int]:
+    """Resize, encode, mask and embed every picture; also the length of the image embedding."""
+    pictures = images.to_torch(inputs.image)
+    masks = _masks(inputs, pictures, word)
+    fitted = torch.stack([fit(picture, size, inputs.crop) for picture in pictures])
+    latents = inputs.vae.encode(images.to_comfy(fitted))
+    latents = inputs.model.model.process_latent_in(latents).float().cpu()
+    if not torch.isfinite(latents).all():
+        raise bad_input(f"{NODE}: vae", "NaN latents", "finite ones", "Use a VAE in fp32 (--fp32-vae) or another one.")
+    embedded = _embed(inputs.clip_vision, images.to_comfy(fitted), latents)
+    photos = [
+        Photo(latent, latent_mask(fit(mask, size, inputs.crop), latent.shape[-2:]), image)
+        for latent, mask, image in zip(latents, masks, embedded, strict=True)
+    ]
+    return photos, embedded.shape[1]
+
+
+def _embed(clip_vision: Any, pixels: Tensor, latents: Tensor) -> Tensor:
+    """CLIP's projected image embedding ``B D``; without CLIP vision, pooled latents do."""
+    if clip_vision is None:
+        return pooled_latent_embedding(latents)
+    return clip_vision.encode_image(pixels, crop="none")["image_embeds"].float().cpu()
+
+
+def _masks(inputs: Inputs, pictures: Tensor, word: str) -> list[Tensor]:
+    """One mask ``1 H W`` per picture: the connected one, or CLIPSeg's if its weights are there."""
+    if inputs.mask is None:
+        return [_made_mask(picture, word) for picture in pictures]
+    masks = images.mask_to_torch(inputs.mask, source=f"{NODE}: mask")
+    if len(masks) not in (1, len(pictures)):
+        raise bad_input(
+            f"{NODE}: mask", f"{len(masks)} masks for {len(pictures)} pictures", "one for each, or one for all", ""
+        )
+    masks = masks.expand(len(pictures), -1, -1, -1)
+    return [check_mask(images.resize(mask[None], picture.shape[-2:])[0], f"{NODE}: mask")
+            for mask, picture in zip(masks, pictures, strict=True)]  # fmt: skip
+
+
+def _made_mask(picture: Tensor, word: str) -> Tensor:
+    import folder_paths
+
+    for folder in (Path(folder_paths.models_dir) / "clipseg", Path(folder_paths.models_dir) / "LLM"):
+        if (folder / CLIPSEG / "config.json").is_file():
+            return check_mask(clipseg_mask(picture.cpu(), word, folder / CLIPSEG), f"{NODE}: mask made for {word!r}")
+    raise bad_input(
+        f"{NODE}: mask",
+        "no mask",
+        f"a mask of the {word}, or the folder models/clipseg/{CLIPSEG}",
+        "Paint a mask in the picture's mask editor, or put CIDAS/clipseg-rd64-refined there to have it made.",
+    )
+
+
+class Progress:
+    """Ticks the host's bar; the host raises its interrupt from here, which cancels the training."""
+
+    def __init__(self, request: PersonaTraining) -> None:
+        self.warmup = request.warmup if request.stages == "iou" else 0
+        self.total = self.warmup + request.steps
+        self.bar = comfy.utils.ProgressBar(self.total)
+        self.done = 0
+
+    def __call__(self, report: StepReport) -> None:
+        management.throw_exception_if_processing_interrupted()
+        self.done = report.step + (0 if report.warmup else self.warmup)
+        self.bar.update_absolute(self.done, self.total)
+        if report.step % 50 == 0:
+            log.info("Persona Train: step %d of %d, loss %.4f", report.step, report.total, report.loss)
+
+    def show(self, picture: Tensor | None) -> None:
+        """A preview picture ``1 H W 3`` under the bar."""
+        if picture is None:
+            return
+        pixels = (picture[0].clamp(0, 1) * 255).byte().cpu().numpy()
+        self.bar.update_absolute(self.done, self.total, ("JPEG", Image.fromarray(pixels), 512))
+
+
+class Preview:
+    """Draws one picture with the persona so far, with the host's own sampler. A failure is told and not fatal."""
+
+    def __init__(self, inputs: Inputs, size: int, steps: int = 16, guidance: float = 6.0) -> None:
+        self.inputs, self.size, self.steps, self.guidance = inputs, size, steps, guidance
+        self.last = torch.full((1, 64, 64, 3), 0.5)
+
+    def __call__(self, trainer: PersonaTrainer) -> Tensor | None:
+        persona = trainer.persona(self.inputs.name)
+        _to_cpu(persona)
+        try:
+            with torch.inference_mode():
+                self.last = self._draw(persona)
+        except LikenessError as error:
+            log.warning("Persona Train: no preview (%s)", error)
+            return None
+        return self.last
+
+    def _draw(self, persona: Persona) -> Tensor:
+        import comfy.sample
+        import comfy.samplers
+
+        inputs = self.inputs
+        model, positive = apply(inputs.model, inputs.clip, (NamedPersona("S*", persona),), inputs.preview_prompt)
+        negative = inputs.clip.encode_from_tokens_scheduled(inputs.clip.tokenize(""))
+        latent = torch.zeros(1, 4, self.size // 8, self.size // 8)
+        noise = comfy.sample.prepare_noise(latent, 0)
+        sampling = model.get_model_object("model_sampling")
+        sigmas = comfy.samplers.calculate_sigmas(sampling, "normal", self.steps)
+        samples = comfy.sample.sample_custom(
+            model, noise, self.guidance, comfy.samplers.sampler_object("ddim"), sigmas, positive, negative, latent,
+            disable_pbar=True, seed=0,
+        )  # fmt: skip
+        return inputs.vae.decode(samples)[:1]

@@ -1,0 +1,353 @@
+"""PersonaMagic nodes: learn a person from a picture, keep it as a file, and put it into any prompt."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io, ui
+
+from ..core.persona.stages import LATE_CHOICES
+from ..core.persona.tandem import TandemConfig
+from ..hosts.comfy import persona as host
+from ..hosts.comfy import persona_files, persona_learn
+from ..hosts.comfy.compat import ADVANCED, schema
+from ..hosts.comfy.persona_text import NamedPersona
+
+CATEGORY = "Likeness/Persona"
+PersonasType = io.Custom("LIKENESS_PERSONAS")
+
+FIXED, MEASURED = "fixed", "from attention"
+
+
+def _placeholder() -> io.String.Input:
+    return io.String.Input(
+        "placeholder",
+        default="S*",
+        tooltip="What stands for the persona in prompts. With several personas in one prompt give each its own: "
+        "S1*, S2*.",
+    )
+
+
+def _further() -> io.Input:
+    return PersonasType.Input(
+        "personas", optional=True, tooltip="Further personas for the same prompt, from another persona node."
+    )
+
+
+def _output() -> io.Output:
+    return PersonasType.Output("personas_out", "personas", tooltip="For Persona Apply, Save, or the next persona node.")
+
+
+class PersonaTrain(io.ComfyNode):
+    """Learn a persona from one or several pictures."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="LikenessPersonaTrain",
+            display_name="Persona Train",
+            category=CATEGORY,
+            description="Learns a person, animal, object or style from one or more pictures (PersonaMagic). The model "
+            "itself is not changed; what is learnt is a file of about 5 MB.",
+            search_aliases=["personalization", "textual inversion", "face training", "identity", "dreambooth"],
+            inputs=[*_train_inputs(), *_train_options()],
+            outputs=[
+                _output(),
+                io.Image.Output("loss", "loss", tooltip="The loss over the steps, and its running mean."),
+                io.Image.Output("stages_picture", "stages", tooltip="IoU over timesteps and the stage that was found."),
+                io.Image.Output("preview", "preview", tooltip="The last preview; grey if previews are off."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, model, clip, vae, image, mask=None, clip_vision=None, personas=None, **widgets) -> io.NodeOutput:
+        inputs = persona_learn.Inputs(
+            model, clip, vae, image, mask, clip_vision, *(widgets[k] for k in ("size", "crop", "name", "resume")),
+            widgets["preview_every"], widgets["preview_prompt"],
+        )  # fmt: skip
+        learned = persona_learn.learn(inputs, cls._request(**widgets))
+        chain = host.join(personas, NamedPersona(widgets["placeholder"], learned.persona))
+        return io.NodeOutput(
+            chain, learned.loss, learned.iou, learned.preview, ui=ui.PreviewImage(learned.preview, cls=cls)
+        )
+
+    @staticmethod
+    def _request(stages, tandem, residual, **widgets) -> persona_learn.PersonaTraining:
+        names = persona_learn.PersonaTraining.__dataclass_fields__
+        return persona_learn.PersonaTraining(
+            stages="fixed" if stages == FIXED else "iou",
+            tandem=TandemConfig(weight=tandem),
+            image_width=512 if residual else 0,
+            **{k: v for k, v in widgets.items() if k in names},
+        )
+
+
+def _train_inputs() -> list[io.Input]:
+    return [
+        io.Model.Input("model", tooltip="SD1.x, SD2.x or SDXL, unquantised. Stays as it is; LoRAs on it count."),
+        io.Clip.Input("clip", tooltip="The model's text encoder."),
+        io.Vae.Input("vae", tooltip="The model's VAE."),
+        io.Image.Input("image", tooltip="One picture, or a batch of several of the same person."),
+        io.Mask.Input(
+            "mask",
+            optional=True,
+            tooltip="Where the person is: one for all pictures or one each, any size. Without it one is made with "
+            "CLIPSeg if its weights are in models/clipseg.",
+        ),
+        io.ClipVision.Input(
+            "clip_vision",
+            optional=True,
+            tooltip="CLIP vision for the residual branch (the paper: ViT-B/32). Without it pooled latents are used.",
+        ),
+        _further(),
+        io.String.Input(
+            "name", default="persona", tooltip="Name of the persona; an unfinished training resumes by it."
+        ),
+        io.String.Input(
+            "supercategory",
+            default="face",
+            tooltip="The plain word for what is learnt: face, cat, cup, watercolor. It conditions the steps in which "
+            "the persona is silent. A word of several tokens is averaged.",
+        ),
+        _placeholder(),
+        io.Int.Input("steps", default=1000, min=1, max=20000, tooltip="Training steps. The paper uses 1000."),
+        io.Int.Input("batch", default=2, min=1, max=16, tooltip="Samples a step. The paper uses 2."),
+        io.Float.Input(
+            "learning_rate", default=1e-4, min=1e-6, max=1e-1, step=1e-6, tooltip="AdamW's step size (1e-4)."
+        ),
+        io.Int.Input(
+            "seed", default=0, min=0, max=2**31 - 1, tooltip="The same seed and inputs give the same persona."
+        ),
+        io.Combo.Input(
+            "precision",
+            options=["fp32", "bf16"],
+            tooltip="Type the UNet computes in. bf16 halves the memory on GPUs that have it.",
+        ),
+        io.Int.Input(
+            "preview_every", default=0, min=0, max=5000, tooltip="Draw a preview every so many steps; 0: none."
+        ),
+        io.String.Input(
+            "preview_prompt", default="a photo of S*", tooltip="What previews show; S* is the persona being learnt."
+        ),
+    ]
+
+
+def _train_options() -> list[io.Input]:
+    return [
+        io.Combo.Input(
+            "stages",
+            options=[FIXED, MEASURED],
+            tooltip="Where in the schedule the persona speaks. fixed: timesteps low to high. from attention: a short "
+            "warm-up, then where the attention map meets the mask (lambda1, lambda2).",
+            **ADVANCED,
+        ),
+        io.Int.Input("low", default=400, min=0, max=998, tooltip="Lowest timestep of the stage.", **ADVANCED),
+        io.Int.Input("high", default=800, min=1, max=999, tooltip="Highest timestep of the stage.", **ADVANCED),
+        io.Combo.Input(
+            "late",
+            options=list(LATE_CHOICES),
+            tooltip="Below the stage: keep the last words (held), or go back to the plain word.",
+            **ADVANCED,
+        ),
+        io.Float.Input(
+            "lambda1", default=0.7, min=0.0, max=1.0, step=0.01,
+            tooltip="IoU above which the stage begins, for stages from attention.", **ADVANCED,
+        ),
+        io.Float.Input(
+            "lambda2", default=0.8, min=0.0, max=1.0, step=0.01,
+            tooltip="IoU above which it ends; 1 leaves it open.", **ADVANCED,
+        ),
+        io.Int.Input(
+            "warmup", default=200, min=1, max=5000, tooltip="Warm-up steps before attention is measured.", **ADVANCED
+        ),
+        io.Float.Input(
+            "tandem", default=0.001, min=0.0, max=10.0, step=0.0001,
+            tooltip="Weight of Tandem Equilibrium, which keeps the other words of the prompt heard. 0: off.",
+            **ADVANCED,
+        ),
+        io.Int.Input("tokens", default=4, min=1, max=16, tooltip="Words per persona.", **ADVANCED),
+        io.Boolean.Input(
+            "residual", default=True, tooltip="The residual branch with the picture's embedding.", **ADVANCED
+        ),
+        io.Boolean.Input("style", default=False, tooltip="Learn a manner of drawing, not a thing.", **ADVANCED),
+        io.Int.Input(
+            "size", default=0, min=0, max=2048, step=8,
+            tooltip="Side of the training pictures in pixels; 0: the model's own.", **ADVANCED,
+        ),
+        io.Boolean.Input(
+            "crop", default=False, tooltip="Cut pictures to a square instead of stretching them to one.", **ADVANCED
+        ),
+        io.Boolean.Input(
+            "checkpointing", default=False, tooltip="Less memory, more time: recompute blocks backwards.", **ADVANCED
+        ),
+        io.Boolean.Input(
+            "resume", default=True, tooltip="Go on with a training of this name that was cut short.", **ADVANCED
+        ),
+    ]  # fmt: skip
+
+
+class PersonaApply(io.ComfyNode):
+    """Put personas into a prompt."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="LikenessPersonaApply",
+            display_name="Persona Apply",
+            category=CATEGORY,
+            description="Encodes a prompt that contains personas. Use both outputs with the sampler: the conditioning "
+            "carries the personas, the model speaks them at the right steps, whatever the sampler.",
+            search_aliases=["personalization", "identity", "prompt", "face"],
+            inputs=[
+                io.Model.Input("model", tooltip="The base the persona was trained on, or a relative of it."),
+                io.Clip.Input("clip", tooltip="Its text encoder."),
+                PersonasType.Input("personas", tooltip="From Persona Load or Persona Train; chain several."),
+                io.String.Input(
+                    "prompt",
+                    default="a photo of S* in the snow",
+                    multiline=True,
+                    dynamic_prompts=True,
+                    tooltip="What to draw; every persona's placeholder exactly once. Weights such as (S*:1.2) and "
+                    "long prompts work as everywhere.",
+                ),
+            ],
+            outputs=[
+                io.Model.Output("model_out", "model", tooltip="For the sampler."),
+                io.Conditioning.Output("positive", "positive", tooltip="The prompt with its personas."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, model, clip, personas, prompt) -> io.NodeOutput:
+        return io.NodeOutput(*host.apply(model, clip, personas, prompt))
+
+
+class PersonaLoad(io.ComfyNode):
+    """Load a persona file."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="LikenessPersonaLoad",
+            display_name="Persona Load",
+            category=CATEGORY,
+            description="Loads a persona from models/personas.",
+            search_aliases=["personalization", "identity"],
+            inputs=[
+                io.Combo.Input(
+                    "persona", options=persona_files.list_personas(), tooltip="A file in the models folder 'personas'."
+                ),
+                _placeholder(),
+                _further(),
+            ],
+            outputs=[_output(), io.String.Output("about", "about", tooltip="What is known about the persona.")],
+        )
+
+    @classmethod
+    def validate_inputs(cls, persona) -> bool | str:
+        """Accept files saved since the page was loaded."""
+        try:
+            persona_files.find_persona(persona)
+        except ValueError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def fingerprint_inputs(cls, persona, **_) -> float:
+        """Read the file again when it was replaced."""
+        return persona_files.find_persona(persona).stat().st_mtime
+
+    @classmethod
+    def execute(cls, persona, placeholder, personas=None) -> io.NodeOutput:
+        loaded = persona_files.load(persona)
+        return io.NodeOutput(host.join(personas, NamedPersona(placeholder, loaded)), persona_files.describe(loaded))
+
+
+class PersonaSave(io.ComfyNode):
+    """Save a persona to a file."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="LikenessPersonaSave",
+            display_name="Persona Save",
+            category=CATEGORY,
+            description="Writes a persona to models/personas as one safetensors file.",
+            is_output_node=True,
+            inputs=[
+                PersonasType.Input("personas", tooltip="The last persona of the chain is saved."),
+                io.String.Input("name", default="my_persona", tooltip="File name, without ending."),
+                io.Boolean.Input(
+                    "overwrite", default=False, tooltip="Replace a file of that name; off: a number is added."
+                ),
+            ],
+            outputs=[io.String.Output("path", "path", tooltip="The file that was written.")],
+        )
+
+    @classmethod
+    def execute(cls, personas, name, overwrite) -> io.NodeOutput:
+        path = persona_files.save(personas[-1].persona, name, overwrite)
+        return io.NodeOutput(str(path), ui=ui.PreviewText(f"saved as {path.name}"))
+
+
+class PersonaInfo(io.ComfyNode):
+    """Show what is known about the personas of a chain, and list the folder."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="LikenessPersonaInfo",
+            display_name="Persona Info",
+            category=CATEGORY,
+            description="Lists the personas of a chain and the files in models/personas, and draws the stage of the "
+            "last one.",
+            is_output_node=True,
+            inputs=[PersonasType.Input("personas", optional=True, tooltip="A chain of personas; may be empty.")],
+            outputs=[
+                io.String.Output("about", "about", tooltip="The chain in words."),
+                io.String.Output("files", "files", tooltip="Names of the files in models/personas, one a line."),
+                io.Image.Output("stages_picture", "stages", tooltip="IoU over timesteps and the dynamic stage."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, personas=None) -> io.NodeOutput:
+        chain = personas or ()
+        about = "\n\n".join(f"{item.placeholder}\n{persona_files.describe(item.persona)}" for item in chain)
+        files = "\n".join(persona_files.list_personas())
+        picture = persona_files.draw_iou(chain[-1].persona) if chain else persona_files.draw_curve([0, 1], {}, "empty")
+        return io.NodeOutput(about, files, picture, ui=ui.PreviewText(about or files))
+
+
+class PersonaImport(io.ComfyNode):
+    """Import a mapper of the authors' code."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="LikenessPersonaImport",
+            display_name="Persona Import",
+            category=CATEGORY,
+            description="Reads mapper-steps-N.pt of the published PersonaMagic code. Nothing in the file is run; a "
+            "file that asks for more than tensors is refused.",
+            inputs=[
+                io.Clip.Input("clip", tooltip="Text encoder of the base it was trained on; gives the word's vector."),
+                io.String.Input("path", default="", tooltip="Path of mapper-steps-N.pt."),
+                io.String.Input("supercategory", default="face", tooltip="The word it was trained with."),
+                _placeholder(),
+                io.Int.Input("low", default=400, min=0, max=998, tooltip="Lowest trained timestep.", **ADVANCED),
+                io.Int.Input("high", default=800, min=1, max=999, tooltip="Highest trained timestep.", **ADVANCED),
+                io.Image.Input("image", optional=True, tooltip="The picture it was trained on, for the residual."),
+                io.ClipVision.Input("clip_vision", optional=True, tooltip="CLIP ViT-B/32, to embed that picture."),
+                _further(),
+            ],
+            outputs=[_output()],
+        )
+
+    @classmethod
+    def execute(
+        cls, clip, path, supercategory, placeholder, low, high, image=None, clip_vision=None, personas=None
+    ) -> io.NodeOutput:
+        persona = host.import_persona(clip, path, supercategory, (low, high), image, clip_vision)
+        return io.NodeOutput(host.join(personas, NamedPersona(placeholder, persona)))
+
+
+NODES = [PersonaTrain, PersonaApply, PersonaLoad, PersonaSave, PersonaInfo, PersonaImport]

@@ -1,0 +1,220 @@
+"""Training a persona inside the real ComfyUI, and the persona nodes."""
+
+from __future__ import annotations
+
+import copy
+
+import comfy.model_management as management
+import pytest
+import torch
+from likeness.core.errors import LikenessError
+from likeness.hosts.comfy import persona_files, persona_learn
+from likeness.hosts.comfy.persona import apply
+from likeness.hosts.comfy.persona_learn import Inputs, learn
+from likeness.hosts.comfy.persona_text import NamedPersona
+from likeness.hosts.comfy.persona_training import training_host
+from likeness.nodes import persona_nodes
+from likeness.tests.host.support import tiny
+from likeness.training.persona_config import PersonaTraining
+
+SIDE = 64
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    """A models folder of the test's own."""
+    import folder_paths
+
+    monkeypatch.setattr(folder_paths, "models_dir", str(tmp_path))
+    monkeypatch.delitem(folder_paths.folder_names_and_paths, "personas", raising=False)
+    folder_paths.filename_list_cache.pop("personas", None)
+    return tmp_path
+
+
+def made(parts, **changes) -> Inputs:
+    mask = torch.zeros(1, 40, 40)
+    mask[:, 10:30, 10:30] = 1
+    values = {
+        "model": parts.model, "clip": parts.clip, "vae": parts.vae, "image": torch.rand(1, 90, 80, 3), "mask": mask,
+        "clip_vision": None, "size": SIDE, "crop": False, "name": "ada", "resume": True, "preview_every": 0,
+        "preview_prompt": "a photo of S*",
+    }  # fmt: skip
+    return Inputs(**{**values, **changes})
+
+
+def request(**changes) -> PersonaTraining:
+    return PersonaTraining(**{"steps": 3, "learning_rate": 1e-3, "supercategory": "man", **changes})
+
+
+def weights(parts) -> dict:
+    unet, text = parts.model.model.diffusion_model, parts.clip.cond_stage_model
+    return {**copy.deepcopy(dict(unet.state_dict())), **copy.deepcopy(dict(text.state_dict()))}
+
+
+def test_training_in_inference_mode_leaves_model_and_clip_as_they_were(parts):
+    before = weights(parts)
+    flags = [p.requires_grad for p in parts.model.model.parameters()]
+    forwards = [m.__dict__.get("forward") for m in parts.model.model.modules()]
+    with torch.inference_mode():  # as the host runs nodes
+        out = learn(made(parts), request())
+        assert torch.is_inference_mode_enabled()
+    for name, value in weights(parts).items():
+        assert torch.allclose(value, before[name], rtol=0, atol=0, equal_nan=True), name
+    assert [p.requires_grad for p in parts.model.model.parameters()] == flags
+    assert [m.__dict__.get("forward") for m in parts.model.model.modules()] == forwards
+    assert not parts.model.model_options.get("transformer_options", {}).get("patches_replace")
+    assert out.persona.training["done"] == 3 and out.persona.base["context_width"] == tiny.CONTEXT_WIDTH
+    model, positive = apply(parts.model, parts.clip, (NamedPersona("S*", out.persona),), "a photo of S*")
+    assert torch.isfinite(tiny.sample(model, positive, parts.negative, size=(8, 8), steps=4)).all()
+
+
+def test_models_loaded_in_inference_mode_can_be_trained_on():
+    """The host loads checkpoints inside inference mode: their weights cannot take part in autograd as they are."""
+    with torch.inference_mode():
+        model, clip, vae = tiny.model(), tiny.clip(), tiny.vae()
+        assert next(model.model.diffusion_model.parameters()).is_inference()
+
+        class Parts:
+            pass
+
+        parts = Parts()
+        parts.model, parts.clip, parts.vae = model, clip, vae
+        assert learn(made(parts), request(checkpointing=True)).persona.training["done"] == 3
+
+
+def test_loss_agrees_with_the_other_host(parts):
+    """One training step on both hosts: same weights, photo and random choices; loss and gradient agree."""
+    from likeness.hosts.comfy.persona_training import TokenizerAdapter
+    from likeness.hosts.diffusers.persona import PersonaHost, clip_text
+    from likeness.training.persona import PersonaTrainer
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    torch.manual_seed(1)
+    encoder = CLIPTextModel(CLIPTextConfig(**tiny.TEXT)).eval()
+    rounded = {k: v.half().float() if v.is_floating_point() else v for k, v in encoder.state_dict().items()}
+    encoder.load_state_dict(rounded)
+    sigmas = parts.model.get_model_object("model_sampling").sigmas
+    other = PersonaHost(
+        tiny.diffusers_unet(), clip_text(encoder), TokenizerAdapter(parts.clip), lambda x: x, lambda x: x,
+        1 / (1 + sigmas**2),
+    )  # fmt: skip
+    photos, width = persona_learn.prepare_photos(made(parts), "man", SIDE)
+    results = []
+    for host in (training_host(parts.model, parts.clip, "man", (SIDE, SIDE), "fp32"), other):
+        trainer = PersonaTrainer(request(image_width=width), host, photos)
+        with host.open() as denoise:
+            terms = trainer.losses(denoise, trainer.batch(0, (400, 800)))
+            sum(terms.values()).backward()
+        results.append((terms, [p.grad.clone() for p in trainer.mapper.parameters() if p.grad is not None]))
+    (ours, gradient), (theirs, reference) = results
+    for name in ours:
+        assert ours[name].item() == pytest.approx(theirs[name].item(), rel=2e-3)
+    flat, other_flat = (torch.cat([g.flatten() for g in gs]) for gs in (gradient, reference))
+    assert (flat - other_flat).norm() < 0.02 * other_flat.norm()
+
+
+def test_stages_from_attention_and_checkpointing(parts):
+    out = learn(made(parts), request(stages="iou", warmup=2, checkpointing=True))
+    assert len(out.persona.training["iou"]["iou"]) == 50
+    assert out.iou.shape[0] == 1 and out.iou.shape[-1] == 3
+
+
+def test_interrupt_then_resume(parts, monkeypatch):
+    whole = learn(made(parts, resume=False), request(steps=4))
+
+    tick = persona_learn.Progress.__call__
+
+    def user_presses_cancel(self, report):
+        management.interrupt_current_processing(report.step == 2)
+        tick(self, report)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(persona_learn.Progress, "__call__", user_presses_cancel)
+        with pytest.raises(management.InterruptProcessingException):
+            learn(made(parts), request(steps=4))
+    assert persona_files.state_path("ada").is_file()
+    resumed = learn(made(parts), request(steps=4))
+    assert not persona_files.state_path("ada").is_file(), "a finished training leaves no unfinished state"
+    for a, b in zip(whole.persona.mapper.parameters(), resumed.persona.mapper.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_previews_are_drawn_while_training(parts):
+    out = learn(made(parts, preview_every=2), request())
+    assert out.preview.shape == (1, SIDE, SIDE, 3)
+
+
+def test_several_pictures_with_one_mask(parts):
+    out = learn(made(parts, image=torch.rand(3, 64, 64, 3)), request())
+    assert out.persona.image.shape[0] == 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"mask": torch.zeros(1, 8, 8)}, "empty mask"),
+        ({"mask": torch.ones(2, 8, 8), "image": torch.rand(3, 64, 64, 3)}, "2 masks for 3"),
+        ({"mask": None}, "clipseg"),
+    ],
+)
+def test_bad_masks(parts, changes, words):
+    with pytest.raises(LikenessError, match=words):
+        learn(made(parts, **changes), request())
+
+
+def test_full_mask_is_allowed(parts):
+    assert learn(made(parts, mask=torch.ones(1, 8, 8)), request(steps=1)).persona is not None
+
+
+def test_quantised_weights_are_refused(parts):
+    model = tiny.model()
+    block = model.model.diffusion_model.out[2]
+    block.weight = torch.nn.Parameter(block.weight.data.to(torch.float8_e4m3fn), requires_grad=False)
+    with pytest.raises(LikenessError, match="unquantised"):
+        learn(made(parts, model=model), request())
+
+
+# --- nodes ----------------------------------------------------------------------------------------------------------
+
+
+def widgets(node, **changes) -> dict:
+    defaults = {i.id: i.default for i in node.define_schema().inputs if getattr(i, "default", None) is not None}
+    for i in node.define_schema().inputs:
+        if i.id not in defaults and getattr(i, "options", None):
+            defaults[i.id] = i.options[0]
+    return {**defaults, **changes}
+
+
+def test_nodes_train_save_load_apply(parts):
+    values = widgets(persona_nodes.PersonaTrain, steps=2, size=SIDE, supercategory="man", preview_every=1)
+    inputs = made(parts)
+    with torch.inference_mode():
+        out = persona_nodes.PersonaTrain.execute(
+            inputs.model, inputs.clip, inputs.vae, inputs.image, mask=inputs.mask, **values
+        )
+        chain = out.args[0]
+        saved = persona_nodes.PersonaSave.execute(chain, "ada", False)
+        again = persona_nodes.PersonaSave.execute(chain, "ada", False)
+        assert saved.args[0].endswith("ada.safetensors") and again.args[0].endswith("ada_2.safetensors")
+        assert persona_files.list_personas() == ["ada.safetensors", "ada_2.safetensors"]
+        assert persona_nodes.PersonaLoad.validate_inputs("ada.safetensors") is True
+        assert "none.safetensors" in persona_nodes.PersonaLoad.validate_inputs("none.safetensors")
+        loaded = persona_nodes.PersonaLoad.execute("ada.safetensors", "S2*", personas=chain)
+        assert [p.placeholder for p in loaded.args[0]] == ["S*", "S2*"] and "stands for: man" in loaded.args[1]
+        about, files, picture = persona_nodes.PersonaInfo.execute(loaded.args[0]).args
+        assert "S2*" in about and "ada_2" in files and picture.shape[-1] == 3
+        model, positive = persona_nodes.PersonaApply.execute(parts.model, parts.clip, loaded.args[0], "S* and S2*").args
+        assert torch.isfinite(tiny.sample(model, positive, parts.negative, size=(8, 8))).all()
+
+
+@pytest.mark.parametrize("name", ["", "../x", "a/b", ".hidden"])
+def test_bad_file_names(parts, name):
+    persona = learn(made(parts), request(steps=1)).persona
+    with pytest.raises(LikenessError, match="name"):
+        persona_files.save(persona, name, False)
+
+
+def test_empty_folder_lists_an_entry():
+    assert persona_files.list_personas() == [persona_files.NONE]
+    with pytest.raises(LikenessError):
+        persona_files.load(persona_files.NONE)
