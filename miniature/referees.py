@@ -25,7 +25,7 @@ from .world.spec import ACCESSORIES, COLOURS, EXPRESSIONS, GARMENTS, SCENES, STY
 
 DETECTOR_SIDE = 128
 EMBEDDER_SIDE = 64
-CLASSIFIER_SIDE = 96
+CLASSIFIER_SIDE = 80
 STRIDE = 8
 EMBEDDING = 128
 
@@ -157,14 +157,14 @@ class Embedder(nn.Module):
 
 
 class Classifier(nn.Module):
-    """Whole pictures ``B 3 96 96`` to attributes and accessories."""
+    """Whole pictures ``B 3 80 80`` to attributes and accessories."""
 
     def __init__(self) -> None:
         super().__init__()
         self.trunk = nn.Sequential(
             nn.PixelUnshuffle(2), _conv(12, 24), Residual(24), _conv(24, 48, 2), Residual(48), _conv(48, 80, 2),
             Residual(80), _conv(80, 96, 2), Residual(96), nn.Conv2d(96, 24, 1), nn.Flatten(), nn.ReLU(),
-            nn.Linear(24 * 36, 128), nn.ReLU(),
+            nn.Linear(24 * 25, 128), nn.ReLU(),
         )
         self.heads = nn.Linear(128, sum(len(v) for v in ATTRIBUTES.values()) + len(ACCESSORIES))
 

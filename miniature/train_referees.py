@@ -259,9 +259,9 @@ def classifier_loss(pool: Pool, disturb: Disturb) -> Loss:
 
 
 CONFIGS = {
-    "detector": Config(steps=800, pool=5000),
-    "embedder": Config(steps=1100, batch=64, pool=12000),
-    "classifier": Config(steps=1100, pool=8000, seed=1),
+    "detector": Config(steps=700, batch=16, pool=2500),
+    "embedder": Config(steps=800, batch=48, pool=8000),
+    "classifier": Config(steps=1000, batch=24, pool=6000, seed=1),
 }
 
 

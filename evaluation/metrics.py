@@ -1,0 +1,158 @@
+"""What a generated picture is worth: identity, prompt, sharpness; means with bootstrap intervals over people."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..faces.interface import Face, FaceDetector, FaceEmbedder, crop_square
+from ..miniature.referees import ATTRIBUTES, CLASSIFIER_SIDE, load_referee, resize
+from ..miniature.world import Picture
+from ..miniature.world.spec import ACCESSORIES
+
+NO_FACE = -1.0
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A mean with its 95% bootstrap interval over ``count`` people."""
+
+    mean: float
+    low: float
+    high: float
+    count: int
+
+    def __str__(self) -> str:
+        return f"{self.mean:.2f} ({self.low:.2f} to {self.high:.2f})"
+
+
+def summarise(values: Mapping[object, Sequence[float]] | Sequence[float], rounds: int = 2000, seed: int = 0) -> Summary:
+    """Mean and percentile bootstrap interval.
+
+    Args:
+        values: per person the values of all pictures (people are resampled, not pictures), or one value a person.
+        rounds, seed: of the bootstrap.
+
+    Raises:
+        ValueError: there is no value.
+    """
+    groups = values.values() if isinstance(values, Mapping) else ([v] for v in values)
+    means = np.array([np.mean(group) for group in groups if len(group)], dtype=float)
+    if means.size == 0:
+        raise ValueError("summarise: got no values; expected at least one")
+    picks = np.random.default_rng(seed).integers(len(means), size=(rounds, len(means)))
+    low, high = np.percentile(means[picks].mean(axis=1), (2.5, 97.5))
+    return Summary(float(means.mean()), float(low), float(high), len(means))
+
+
+@dataclass(frozen=True)
+class IdentityJudge:
+    """Identity similarity: the cosine of a reference's and a found face's vectors."""
+
+    detector: FaceDetector
+    embedder: FaceEmbedder
+
+    @torch.no_grad()
+    def vectors(self, images: Tensor) -> list[tuple[list[Face], Tensor]]:
+        """Per picture of ``B 3 H W`` its faces, left to right, and their vectors ``F D``."""
+        out = []
+        for image, faces in zip(images, self.detector.detect(images), strict=True):
+            faces = sorted(faces, key=lambda face: face.box[0])
+            out.append((faces, self.embed(image, [face.box for face in faces])))
+        return out
+
+    @torch.no_grad()
+    def embed(self, image: Tensor, boxes: Sequence[tuple[float, float, float, float]]) -> Tensor:
+        """Vectors ``F D`` of the faces of one picture ``3 H W`` at known boxes."""
+        if not boxes:
+            return torch.zeros(0, self.embedder.width)
+        crops = crop_square(image.expand(len(boxes), -1, -1, -1), torch.tensor(boxes), self.embedder.size)
+        return self.embedder.embed(crops)
+
+    def similarity(self, images: Tensor, reference: Tensor) -> list[float]:
+        """Cosine of the largest face of every picture with the vector ``D``; ``NO_FACE`` where there is none."""
+        scores = []
+        for faces, vectors in self.vectors(images):
+            largest = max(range(len(faces)), key=lambda i: faces[i].area, default=None)
+            scores.append(NO_FACE if largest is None else float(vectors[largest] @ reference))
+        return scores
+
+    def assignment(self, images: Tensor, references: Tensor) -> list[list[float]]:
+        """For several people in one picture: cosine of each reference ``R D`` with its face.
+
+        Faces are taken from left to right in the order of the references; a picture with fewer faces than references
+        scores ``NO_FACE`` for those left over, of more faces the largest are taken.
+        """
+        scores = []
+        for faces, vectors in self.vectors(images):
+            largest = sorted(sorted(range(len(faces)), key=lambda i: -faces[i].area)[: len(references)])
+            row = [float(vectors[i] @ reference) for i, reference in zip(largest, references, strict=False)]
+            scores.append(row + [NO_FACE] * (len(references) - len(row)))
+        return scores
+
+
+def detection_rate(scores: Sequence[float]) -> float:
+    """Share of similarity scores that come from a found face."""
+    return sum(score != NO_FACE for score in scores) / len(scores)
+
+
+def told(picture: Picture) -> dict[str, object]:
+    """What the picture's caption tells: attribute -> value in the classifier's words; ``accessory`` -> set of kinds."""
+    out: dict[str, object] = {"scene": picture.scene, "style": picture.style, "people": len(picture.figures)}
+    if len(picture.figures) <= 1:
+        out["shot"] = picture.shot
+    if len(picture.figures) == 1:
+        figure = picture.figures[0]
+        out |= {"garment": figure.garment, "colour": figure.colour}
+        out |= {"expression": figure.expression} if figure.expression else {}
+        out |= {"gender": figure.word} if figure.word in ATTRIBUTES["gender"] else {}
+    kinds = {item.kind for item in (picture.item, *(f.item for f in picture.figures)) if item is not None}
+    return {**out, "accessory": kinds} if kinds else out
+
+
+@torch.no_grad()
+def attributes_seen(images: Tensor) -> list[dict[str, object]]:
+    """What the classifier sees in every picture of ``B 3 H W``: attribute -> value; ``accessory`` -> set of kinds."""
+    named, accessories = load_referee("classifier")(resize(images.float().cpu(), CLASSIFIER_SIDE))
+    picks = {name: logits.argmax(dim=1).tolist() for name, logits in zip(ATTRIBUTES, named, strict=True)}
+    worn = (accessories > 0).tolist()
+    return [
+        {**{name: ATTRIBUTES[name][picks[name][row]] for name in ATTRIBUTES},
+         "accessory": {kind for kind, there in zip(ACCESSORIES, worn[row], strict=True) if there}}
+        for row in range(len(images))
+    ]
+
+
+def prompt_hits(images: Tensor, pictures: Sequence[Picture]) -> list[dict[str, bool]]:
+    """Per picture, of every attribute its caption tells, whether the classifier sees it.
+
+    Args:
+        images: ``B 3 H W`` in [0, 1].
+        pictures: what was asked for, one each.
+    """
+    return [
+        {name: value <= seen[name] if name == "accessory" else seen[name] == value for name, value in asked.items()}
+        for asked, seen in zip(map(told, pictures), attributes_seen(images), strict=True)
+    ]
+
+
+def prompt_accuracy(images: Tensor, pictures: Sequence[Picture]) -> list[float]:
+    """Per picture the share of told attributes that the classifier sees."""
+    return [float(np.mean(list(hits.values()))) for hits in prompt_hits(images, pictures)]
+
+
+def sharpness(images: Tensor) -> list[float]:
+    """Mean absolute Laplacian of every picture's grey values (the drawn pictures themselves lie near 0.05)."""
+    grey = images.mean(dim=1, keepdim=True)
+    kernel = torch.tensor([[0.0, 1.0, 0.0], [1.0, -4.0, 1.0], [0.0, 1.0, 0.0]]).view(1, 1, 3, 3)
+    return F.conv2d(grey, kernel).abs().mean(dim=(1, 2, 3)).tolist()
+
+
+def psnr(images: Tensor, targets: Tensor) -> list[float]:
+    """Peak signal-to-noise ratio of every picture in dB."""
+    return (-10 * (images - targets).square().mean(dim=(1, 2, 3)).clamp(min=1e-10).log10()).tolist()
