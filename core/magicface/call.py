@@ -49,6 +49,7 @@ class MagicFaceCall:
     stage: str
     conditional: tuple[bool, ...]
     samples: tuple[int, ...]
+    worded: tuple[bool, ...]
     grid: Grid
     keys: dict[BlockId, list[ReferenceKeys]]
     maps: _Maps | None
@@ -59,7 +60,7 @@ class MagicFaceCall:
     @classmethod
     def idle(cls) -> MagicFaceCall:
         """A call that changes and sees nothing."""
-        return cls(None, 0.0, "", (), (), (0, 0), {}, None, None)
+        return cls(None, 0.0, "", (), (), (), (0, 0), {}, None, None)
 
     def __post_init__(self) -> None:
         rows = range(len(self.conditional))
@@ -68,7 +69,7 @@ class MagicFaceCall:
         self._seen: dict[BlockId, tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]] = {}
         if self.run is None:
             return
-        self._watch_cond = first_per_sample(self._cond, self.samples)
+        self._watch_cond = first_per_sample([row for row in self._cond if self.worded[row]], self.samples)
         self._watch_uncond = first_per_sample(self._uncond, self.samples) if self.run.needs_foreground else ()
         if self.builder is not None and (self._watch_cond or self._watch_uncond):
             self.cross_blocks = self.run.map_blocks
@@ -166,7 +167,7 @@ class MagicFaceCall:
 
     def _record(self, block: BlockId, q: torch.Tensor, k: torch.Tensor, heads: int) -> None:
         recorder = self.run.recorder
-        if recorder is not None and recorder.wants(self, block):
+        if recorder is not None and self._watch_cond and recorder.wants(self, block):
             row = self._watch_cond[0]
             recorder.look(self, block, q[row], k[row], heads)
 

@@ -151,6 +151,7 @@ class MagicFaceRun:
         grid: Grid,
         samples: Sequence[int] | None = None,
         region: Hashable = None,
+        worded: Sequence[bool] | None = None,
     ) -> MagicFaceCall:
         """Start one model call; use the result in a ``with`` statement round the forward.
 
@@ -160,6 +161,8 @@ class MagicFaceRun:
             grid: height and width of the latent.
             samples: per row which picture of the batch it belongs to; by default rows come in chunks of the batch.
             region: key of the part of the picture this call covers (area conditioning); None is all of it.
+            worded: per row whether its text is the prompt in which the concepts' tokens were found; only such
+                conditional rows make maps. None is all of them.
         """
         sigma, conditional = float(sigma), tuple(bool(c) for c in conditional)
         if not self.enabled:
@@ -179,6 +182,7 @@ class MagicFaceRun:
             stage=stage,
             conditional=conditional,
             samples=_samples(conditional) if samples is None else tuple(samples),
+            worded=conditional if worded is None else tuple(worded),
             grid=tuple(grid),
             keys=keys,
             maps=maps,

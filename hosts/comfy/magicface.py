@@ -19,6 +19,7 @@ from comfy.patcher_extension import WrappersMP
 
 from ...core.blocks import BlockId
 from ...core.errors import LikenessError, bad_input
+from ...core.magicface.record import Recorder
 from ...core.magicface.request import MagicFaceRequest
 from ...core.magicface.run import Capture, MagicFaceRun, ReferenceBatch, ReferencesCaptured
 from ...core.masks import token_grid
@@ -47,34 +48,71 @@ class Rows:
     Attributes:
         conditional: per index of the conditioning list, whether it is the positive one.
         areas: crop of each conditioning (by its uuid); absent for the whole latent.
+        worded: uuids of the conditionings that are the prompt MagicFace Apply has encoded.
     """
 
     conditional: tuple[bool, ...]
     areas: Mapping[Any, tuple[int, ...]]
+    worded: frozenset[Any]
 
     @classmethod
-    def of(cls, conds: Sequence[Any], named: Mapping[str, Any]) -> Rows:
+    def of(cls, conds: Sequence[Any], named: Mapping[str, Any], context: torch.Tensor) -> Rows:
         """Label by identity with the guider's own lists; a guider is free to order them as it likes.
 
         Args:
             conds: the lists as ``calc_cond_batch`` got them. named: the guider's lists by name.
+            context: the encoded prompt, ``1 L C``.
         """
         names = [next((name for name, known in named.items() if known is given), None) for given in conds]
         conditional = tuple(
             name == "positive" if name is not None and "positive" in named else index == 0
             for index, name in enumerate(names)
         )
-        areas = {c["uuid"]: tuple(c["area"]) for given in conds if given for c in given if c.get("area") is not None}
-        return cls(conditional, areas)
+        parts = [part for given in conds if given for part in given]
+        areas = {part["uuid"]: tuple(part["area"]) for part in parts if part.get("area") is not None}
+        return cls(conditional, areas, frozenset(part["uuid"] for part in parts if _begins_with(part, context)))
+
+    def arguments(self, options: Mapping[str, Any], count: int) -> dict[str, Any]:
+        """The arguments of ``begin_call`` that say what each of ``count`` rows is.
+
+        Rows lie chunk by chunk, one chunk per conditioning; crops of area conditioning count as pictures of their own.
+        A prompt that was edited after MagicFace Apply is taken for the prompt itself.
+        """
+        chunks = options.get("cond_or_uncond") or [0]
+        uuids = options.get("uuids") or [None] * len(chunks)
+        batch = max(1, count // len(chunks))
+        areas = [self.areas.get(chunk) for chunk in uuids]
+        known = list(dict.fromkeys(areas))
+        worded = [chunk in self.worded or not self.worded for chunk in uuids]
+        return {
+            "conditional": [self._conditional(chunk) for chunk in chunks for _ in range(batch)],
+            "samples": [known.index(area) * batch + i for area in areas for i in range(batch)],
+            "region": None if known == [None] else tuple(known),
+            "worded": [label for label in worded for _ in range(batch)],
+        }
+
+    def _conditional(self, index: int) -> bool:
+        return self.conditional[index] if index < len(self.conditional) else index == 0
+
+
+#: Where the labels are missing (another pack computes its batch itself): the host's usual order.
+USUAL_ROWS = Rows((), {}, frozenset())
+
+
+def _begins_with(conditioning: Mapping[str, Any], context: torch.Tensor) -> bool:
+    """Whether a conditioning's text is ``context``, or begins with it (concatenated prompts)."""
+    given = conditioning.get("cross_attn")
+    if not isinstance(given, torch.Tensor) or given.shape[1] < context.shape[1] or given.shape[2:] != context.shape[2:]:
+        return False
+    return given is context or torch.equal(given[:1, : context.shape[1]].to(context), context[:1])
 
 
 class Session:
     """One sampling run: the core's run, and the host objects it needs."""
 
-    def __init__(
-        self, request: MagicFaceRequest, blocks: UNetBlocks, guider: Any, sigmas: Sequence[float], model_key: str
-    ):
-        self.blocks = blocks
+    def __init__(self, patch: MagicFacePatch, guider: Any, sigmas: Sequence[float], recorder: Recorder | None):
+        self.blocks = patch.blocks
+        self.context = patch.context
         self.guider = guider
         self.base: Any = None
         self.options: Mapping[str, Any] = {}
@@ -82,10 +120,10 @@ class Session:
         self.conds: dict[tuple, dict[str, Any]] = {}
         self.warned: set[str] = set()
         self.run = MagicFaceRun(
-            request,
-            blocks.layout,
+            dataclasses.replace(patch.request, recorder=recorder),
+            patch.blocks.layout,
             sigmas=list(sigmas),
-            model_key=model_key,
+            model_key=patch.weights_key(guider),
             references=self.capture,
             attention=lambda q, k, v, heads: _attend(q, k, v, {**self.extra, "n_heads": heads}),
             device=guider.model_patcher.load_device,
@@ -133,7 +171,7 @@ class Session:
         """
         options = rest[-1]
         self.base, self.options, self.device = executor.class_obj, options, x.device
-        rows = _rows(options, x.shape[0])
+        rows = options.get(ROWS_KEY, USUAL_ROWS).arguments(options, x.shape[0])
         with self.run.begin_call(float(t.flatten()[0]), grid=tuple(x.shape[-2:]), **rows) as call:
             if not call.self_blocks and not call.cross_blocks:
                 return executor(x, t, *rest, **extra)
@@ -220,35 +258,18 @@ def _capturing(block: BlockId, capture: Capture) -> Callable:
     return make
 
 
-def _rows(options: Mapping[str, Any], count: int) -> dict[str, Any]:
-    """The arguments of ``begin_call`` that say what each row is.
-
-    Rows lie chunk by chunk, one chunk per conditioning; crops of area conditioning count as pictures of their own.
-    """
-    chunks = options.get("cond_or_uncond") or [0]
-    labels: Rows | None = options.get(ROWS_KEY)
-    batch = max(1, count // len(chunks))
-    conditional = [labels.conditional[c] if labels and c < len(labels.conditional) else c == 0 for c in chunks]
-    uuids = options.get("uuids") or [None] * len(chunks)
-    areas = [labels.areas.get(u) if labels else None for u in uuids]
-    known = list(dict.fromkeys(areas))
-    return {
-        "conditional": [label for label in conditional for _ in range(batch)],
-        "samples": [known.index(area) * batch + i for area in areas for i in range(batch)],
-        "region": None if known == [None] else tuple(known),
-    }
-
-
 @dataclasses.dataclass(frozen=True)
 class MagicFacePatch:
     """What the wrappers know; it outlives runs unchanged.
 
     Attributes:
-        request: what the user asked for. blocks: the model's structure. record: where previews go.
+        request: what the user asked for. context: the encoded prompt, ``1 L C``.
+        blocks: the model's structure. record: where previews go.
         weights_key: of a guider, tells apart models whose plain forwards differ.
     """
 
     request: MagicFaceRequest
+    context: torch.Tensor
     blocks: UNetBlocks
     record: MagicFaceRecord
     weights_key: Callable[[Any], str]
@@ -271,8 +292,7 @@ class MagicFacePatch:
         guider, sigmas = executor.class_obj, args[1] if len(args) > 1 else kwargs["sigmas"]
         _check_finite(noise, latent_image)
         recorder = self.record.begin()
-        request = dataclasses.replace(self.request, recorder=recorder)
-        session = Session(request, self.blocks, guider, sigmas.tolist(), self.weights_key(guider))
+        session = Session(self, guider, sigmas.tolist(), recorder)
         options = guider.model_options.setdefault("transformer_options", {})
         try:
             if session.run.enabled:
@@ -298,7 +318,7 @@ def calc_cond_batch(executor: Any, model: Any, conds: Sequence[Any], x: torch.Te
     inner = options.get("transformer_options", {})
     session: Session | None = inner.get(KEY)
     if session is not None:
-        rows = Rows.of(conds, getattr(session.guider, "conds", {}))
+        rows = Rows.of(conds, getattr(session.guider, "conds", {}), session.context)
         options = {**options, "transformer_options": {**inner, ROWS_KEY: rows}}
     return executor(model, conds, x, t, options)
 

@@ -67,7 +67,7 @@ def apply(
     blocks.layout.select(settings.layers)  # a wrong name is told here, not in the middle of sampling
     request = _request(model, clip, vae, prompt, chain, concepts, settings)
     record = _record(request, concepts, settings)
-    patch = MagicFacePatch(request, blocks, record, chain.weights_key)
+    patch = MagicFacePatch(request, encoded.context, blocks, record, chain.weights_key)
     return patch.install(model), encoded.conditioning, record
 
 

@@ -215,3 +215,20 @@ def test_an_attention_override_is_used_for_the_rows_we_leave(parts):
     model.model_options["transformer_options"]["optimized_attention_override"] = override
     assert torch.equal(sample(patched, model=model), sample(patched))
     assert used
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_maps_are_made_of_the_prompt_with_the_words(parts, order):
+    """Another conditioning beside ours takes the references, but regions come from our prompt's words alone."""
+    from likeness.hosts.comfy.text import encode
+
+    patched = apply(parts, chain("man", mask=box()), alpha=0.0)
+    other = encode(parts.clip, "the sea at night, waves, foam").conditioning
+    alone = labels_of_first_step(patched, patched.positive)
+    assert torch.equal(labels_of_first_step(patched, [*patched.positive, *other][::order]), alone)
+    assert not torch.equal(labels_of_first_step(patched, other), alone)
+
+
+def labels_of_first_step(patched, positive) -> torch.Tensor:
+    latent = sample(patched, positive=positive)
+    return patched.record.find(latent).steps[0].labels
