@@ -79,6 +79,117 @@ class MagicFaceReference(io.ComfyNode):
 make_concept = concept  # the node's argument of that name would hide it
 
 
+def _advanced_inputs() -> list[io.Input]:
+    """What most users of MagicFace Apply leave alone."""
+    return [
+        io.Boolean.Input(
+            "s_cfg",
+            default=False,
+            optional=True,
+            tooltip="Guidance of its own strength per region, so that no concept is over- or underdriven. Off: "
+            "the sampler's plain guidance, as in the paper.",
+            **ADVANCED,
+        ),
+        io.String.Input(
+            "layers",
+            default=DEFAULT_LAYERS,
+            optional=True,
+            tooltip="Where references are looked at: 'finest decoder levels' (the paper's choice), 'decoder', "
+            "'all', level names such as 'up2, mid', or layer numbers such as '10-15'.",
+            **ADVANCED,
+        ),
+        io.Combo.Input(
+            "map_completion",
+            options=list(COMPLETIONS),
+            default="paper",
+            optional=True,
+            tooltip="How self-attention fills the gaps of the semantic map. paper: S C. code: (S + 3 S^2)/4 C, "
+            "as released. none: cross-attention alone.",
+            **ADVANCED,
+        ),
+        io.Boolean.Input(
+            "map_full_resolution",
+            default=False,
+            optional=True,
+            tooltip="Make the semantic map from the finest layers too: sharper edges, slower steps.",
+            **ADVANCED,
+        ),
+        io.Float.Input(
+            "ca_scale",
+            default=0.0,
+            min=0.0,
+            max=1.0,
+            step=0.05,
+            optional=True,
+            tooltip="Factor on all other words when concepts claim their regions; lower gives concepts more "
+            "room. 0: automatic, 0.9 for one concept and 0.6 for several.",
+            **ADVANCED,
+        ),
+        io.Combo.Input(
+            "reference_size",
+            options=[NATIVE_SIZE, OWN_SIZE],
+            default=NATIVE_SIZE,
+            optional=True,
+            tooltip="Size at which reference pictures are read. model native: about 512 x 512 pixels (SDXL: "
+            "1024 x 1024) in their own shape. own: as they come.",
+            **ADVANCED,
+        ),
+        io.Boolean.Input(
+            "reference_null_prompt",
+            default=False,
+            optional=True,
+            tooltip="Read the references with an empty prompt instead of their own.",
+            **ADVANCED,
+        ),
+        io.Int.Input(
+            "reference_seed",
+            default=0,
+            min=0,
+            max=2**31 - 1,
+            step=1,
+            optional=True,
+            tooltip="Seed of the noise put on the references; independent of the picture's seed.",
+            **ADVANCED,
+        ),
+        io.Int.Input(
+            "cache_device_mb",
+            default=1024,
+            min=0,
+            max=65536,
+            step=64,
+            optional=True,
+            tooltip="Graphics memory, in MiB, for what was read from the references, so that the next seed or "
+            "prompt pays nothing for them.",
+            **ADVANCED,
+        ),
+        io.Int.Input(
+            "cache_host_mb",
+            default=4096,
+            min=0,
+            max=262144,
+            step=256,
+            optional=True,
+            tooltip="Main memory, in MiB, for the same purpose once the graphics memory's share is used up.",
+            **ADVANCED,
+        ),
+        io.Boolean.Input(
+            "record",
+            default=True,
+            optional=True,
+            tooltip="Keep maps and correspondences of the last runs for MagicFace Preview.",
+            **ADVANCED,
+        ),
+        io.String.Input(
+            "record_points",
+            default="0.5, 0.35",
+            optional=True,
+            tooltip="Points of the new picture whose attention is recorded: x, y in 0..1, several separated by "
+            "semicolons: '0.5, 0.35; 0.3, 0.8'.",
+            **ADVANCED,
+        ),
+    ]
+
+
 class MagicFaceApply(io.ComfyNode):
     """Put the references on a model: coarse-to-fine reference attention while it samples."""
 
@@ -125,111 +236,7 @@ class MagicFaceApply(io.ComfyNode):
                     optional=True,
                     tooltip="From MagicFace Reference. Unconnected, the model samples as if this node were not there.",
                 ),
-                io.Boolean.Input(
-                    "s_cfg",
-                    default=False,
-                    optional=True,
-                    tooltip="Guidance of its own strength per region, so that no concept is over- or underdriven. Off: "
-                    "the sampler's plain guidance, as in the paper.",
-                    **ADVANCED,
-                ),
-                io.String.Input(
-                    "layers",
-                    default=DEFAULT_LAYERS,
-                    optional=True,
-                    tooltip="Where references are looked at: 'finest decoder levels' (the paper's choice), 'decoder', "
-                    "'all', level names such as 'up2, mid', or layer numbers such as '10-15'.",
-                    **ADVANCED,
-                ),
-                io.Combo.Input(
-                    "map_completion",
-                    options=list(COMPLETIONS),
-                    default="paper",
-                    optional=True,
-                    tooltip="How self-attention fills the gaps of the semantic map. paper: S C. code: (S + 3 S^2)/4 C, "
-                    "as released. none: cross-attention alone.",
-                    **ADVANCED,
-                ),
-                io.Boolean.Input(
-                    "map_full_resolution",
-                    default=False,
-                    optional=True,
-                    tooltip="Make the semantic map from the finest layers too: sharper edges, slower steps.",
-                    **ADVANCED,
-                ),
-                io.Float.Input(
-                    "ca_scale",
-                    default=0.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.05,
-                    optional=True,
-                    tooltip="Factor on all other words when concepts claim their regions; lower gives concepts more "
-                    "room. 0: automatic, 0.9 for one concept and 0.6 for several.",
-                    **ADVANCED,
-                ),
-                io.Combo.Input(
-                    "reference_size",
-                    options=[NATIVE_SIZE, OWN_SIZE],
-                    default=NATIVE_SIZE,
-                    optional=True,
-                    tooltip="Size at which reference pictures are read. model native: about 512 x 512 pixels (SDXL: "
-                    "1024 x 1024) in their own shape. own: as they come.",
-                    **ADVANCED,
-                ),
-                io.Boolean.Input(
-                    "reference_null_prompt",
-                    default=False,
-                    optional=True,
-                    tooltip="Read the references with an empty prompt instead of their own.",
-                    **ADVANCED,
-                ),
-                io.Int.Input(
-                    "reference_seed",
-                    default=0,
-                    min=0,
-                    max=2**31 - 1,
-                    step=1,
-                    optional=True,
-                    tooltip="Seed of the noise put on the references; independent of the picture's seed.",
-                    **ADVANCED,
-                ),
-                io.Int.Input(
-                    "cache_device_mb",
-                    default=1024,
-                    min=0,
-                    max=65536,
-                    step=64,
-                    optional=True,
-                    tooltip="Graphics memory, in MiB, for what was read from the references, so that the next seed or "
-                    "prompt pays nothing for them.",
-                    **ADVANCED,
-                ),
-                io.Int.Input(
-                    "cache_host_mb",
-                    default=4096,
-                    min=0,
-                    max=262144,
-                    step=256,
-                    optional=True,
-                    tooltip="Main memory, in MiB, for the same purpose once the graphics memory's share is used up.",
-                    **ADVANCED,
-                ),
-                io.Boolean.Input(
-                    "record",
-                    default=True,
-                    optional=True,
-                    tooltip="Keep maps and correspondences of the last runs for MagicFace Preview.",
-                    **ADVANCED,
-                ),
-                io.String.Input(
-                    "record_points",
-                    default="0.5, 0.35",
-                    optional=True,
-                    tooltip="Points of the new picture whose attention is recorded: x, y in 0..1, several separated by "
-                    "semicolons: '0.5, 0.35; 0.3, 0.8'.",
-                    **ADVANCED,
-                ),
+                *_advanced_inputs(),
             ],
             outputs=[
                 io.Model.Output("model_out", "model", tooltip="The model with the references; for the sampler."),
