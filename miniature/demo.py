@@ -1,0 +1,250 @@
+"""``python run.py demo``: MagicFace against vanilla, without ComfyUI and without a download.
+
+By default on the miniature with held-out drawn people: one concept and two, the same seeds side by side. Writes a
+contact sheet, the maps and a table of measured effects. ``--image`` takes a picture of your own, ``--checkpoint`` a
+local SD1.5 checkpoint.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+from tqdm import tqdm
+
+from ..core.errors import LikenessError, bad_input
+from ..core.magicface.record import Recorder
+from ..core.magicface.request import MagicFaceRequest
+from ..evaluation import magicface as measure
+from ..evaluation.resources import Meter
+from .pipeline import Pipeline, from_checkpoint, miniature
+from .sheet import Tile, beside, key_picture, recorded_tiles, sheet, to_image
+
+log = logging.getLogger("likeness")
+OUTPUT = Path(__file__).parents[1] / "output"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the demo was asked for; written beside its results."""
+
+    image: Path | None
+    mask: Path | None
+    word: str | None
+    prompt: str | None
+    checkpoint: Path | None
+    seed: int
+    steps: int
+    scale: float
+    alpha: float
+    weight: float
+    people: int
+    pictures: int
+    out: Path
+
+    @property
+    def seeds(self) -> list[int]:
+        """One a picture."""
+        return [self.seed + i for i in range(self.pictures)]
+
+    @property
+    def variants(self) -> dict[str, dict | None]:
+        """What is compared."""
+        return {"vanilla": None, f"MagicFace (alpha {self.alpha:g}, w {self.weight:g})": {"alpha": self.alpha}}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit code."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    settings = parse(argv)
+    try:
+        pipeline = from_checkpoint(settings.checkpoint) if settings.checkpoint else miniature()
+        settings.out.mkdir(parents=True, exist_ok=True)
+        table = own_picture(settings, pipeline) if settings.image else drawn_people(settings, pipeline)
+    except LikenessError as error:
+        print(f"demo: {error}", file=sys.stderr)
+        return 2
+    finish(settings, pipeline, table)
+    return 0
+
+
+def parse(argv: Sequence[str] | None) -> Settings:
+    """Options to settings."""
+    parser = argparse.ArgumentParser(prog="run.py demo", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--image", type=Path, help="your own reference picture")
+    parser.add_argument("--mask", type=Path, help="white where the concept is in --image; without it the whole picture")
+    parser.add_argument("--word", help="the concept's word in the prompt, e.g. woman; needed with --image")
+    parser.add_argument("--prompt", help="what to draw; needed with --image")
+    parser.add_argument("--checkpoint", type=Path, help="a local SD1.5 .safetensors checkpoint (with --image)")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--steps", type=int, default=25)
+    parser.add_argument("--scale", type=float, default=5.0, help="guidance scale (5)")
+    parser.add_argument("--alpha", type=float, default=0.4, help="share of the steps with RSA, 0..1 (0.4)")
+    parser.add_argument("--weight", type=float, default=3.0, help="weight of the reference inside its mask (3)")
+    parser.add_argument("--people", type=int, default=6, help="held-out people measured (6)")
+    parser.add_argument("--pictures", type=int, default=2, help="pictures of each, by consecutive seeds (2)")
+    parser.add_argument("--out", type=Path, default=OUTPUT, help="folder for the results (output)")
+    args = parser.parse_args(argv)
+    check(parser, args)
+    return Settings(**vars(args))
+
+
+def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Refuse options that do not go together."""
+    if args.image and not (args.word and args.prompt):
+        parser.error("--image needs --word (the concept's word) and --prompt (a sentence with that word)")
+    if not args.image and (args.mask or args.word or args.prompt):
+        parser.error("--mask, --word and --prompt go with --image")
+    if args.checkpoint and not args.image:
+        parser.error("--checkpoint needs --image: the drawn people are the miniature's")
+    if args.steps < 1 or args.people < 1 or args.pictures < 1:
+        parser.error("--steps, --people and --pictures must be at least 1")
+    if not 0 <= args.alpha <= 1 or args.weight < 0:
+        parser.error("--alpha lies in 0..1, --weight is at least 0")
+
+
+def drawn_people(settings: Settings, pipeline: Pipeline) -> str:
+    """Held-out people of the drawn world: returns the table."""
+    judge = measure.default_judge()
+    singles = measure.single_cases(settings.people, pipeline.side)
+    pairs = measure.pair_cases(max(1, settings.people // 2), pipeline.side)
+    recorders = {"one concept": Recorder(moments=(0.2, 0.6, 1.0)), "two concepts": Recorder(moments=(0.2, 0.6, 1.0))}
+    total = (len(singles) + len(pairs)) * len(settings.variants) * settings.steps
+    rows, outcomes = [], {}
+    warm_up(pipeline)
+    with tqdm(total=total, desc="sampling", unit="step") as bar:
+        for concepts, cases in (("one concept", singles), ("two concepts", pairs)):
+            for name, variant in settings.variants.items():
+                with Meter() as meter:
+                    done = [
+                        measure.run_case(
+                            pipeline, case, variant, settings.seeds, settings.steps, judge, settings.weight,
+                            settings.scale, bar.update, recorders[concepts] if variant and i == 0 else None,
+                        )
+                        for i, case in enumerate(cases)
+                    ]
+                outcomes[concepts, name] = done
+                rows.append((concepts, measure.summarise_variant(name, done), meter.peak_mib))
+    write_drawn(settings, outcomes, singles, pairs, recorders)
+    return drawn_table(rows)
+
+
+def warm_up(pipeline: Pipeline) -> None:
+    """Two steps nobody times: kernels are chosen and memory is fetched at the first call."""
+    pipeline.generate("a picture of a person", [0], steps=2)
+
+
+def drawn_table(rows: Sequence[tuple[str, measure.Row, float | None]]) -> str:
+    """The table of measured effects."""
+    lines = ["| concepts | variant | cases | identity similarity | faces found | prompt accuracy | s a picture "
+             "| peak MiB |", "|---|---|---|---|---|---|---|---|"]
+    for concepts, r, peak in rows:
+        lines.append(f"| {concepts} | {r.variant} | {r.identity.count} | {r.identity} | {r.found:.0%} | {r.prompt} "
+                     f"| {r.seconds:.2f} | {memory(peak)} |")
+    return "\n".join(lines)
+
+
+def memory(peak: float | None) -> str:
+    """Mebibytes, or why there are none."""
+    return "not measured here" if peak is None else f"{peak:.0f}"
+
+
+def write_drawn(
+    settings: Settings, outcomes: dict, singles: Sequence[measure.Case], pairs: Sequence[measure.Case],
+    recorders: dict[str, Recorder],
+) -> None:
+    """The contact sheet and the maps."""
+    vanilla, ours = settings.variants
+    rows = []
+    for concepts, cases in (("one concept", singles), ("two concepts", pairs)):
+        for case, before, after in zip(cases, outcomes[concepts, vanilla], outcomes[concepts, ours], strict=True):
+            tiles = [Tile(beside([to_image(c.image * c.mask + 1 - c.mask) for c in case.concepts]), "reference")]
+            for name, outcome in (("vanilla", before), ("MagicFace", after)):
+                tiles += [Tile(to_image(image), f"{name}, identity {score:.2f}")
+                          for image, score in zip(outcome.images, outcome.identity, strict=True)]
+            rows.append((case.prompt, tiles))
+    sheet("Held-out people: the reference, vanilla, MagicFace (same seeds)", rows).save(
+        settings.out / "contact_sheet.png")
+    maps = []
+    for concepts, cases in (("one concept", singles), ("two concepts", pairs)):
+        keys = beside([key_picture(c.image, c.mask) for c in cases[0].concepts])
+        picture = to_image(outcomes[concepts, ours][0].images[0])
+        maps.append((cases[0].prompt, [Tile(keys, "reference: colour = place"), Tile(picture, "MagicFace"),
+                                       *recorded_tiles(recorders[concepts])]))
+    sheet("What MagicFace did", maps).save(settings.out / "maps.png")
+
+
+def own_picture(settings: Settings, pipeline: Pipeline) -> str:
+    """The user's own picture, vanilla and MagicFace side by side: returns the table."""
+    image = read_picture(settings.image, pipeline.side)
+    mask = read_mask(settings.mask) if settings.mask else None
+    recorder = Recorder(moments=(0.2, 0.6, 1.0))
+    reference = pipeline.reference(image, settings.word, settings.prompt, mask, settings.weight)
+    warm_up(pipeline)
+    images, lines = {}, ["| variant | s a picture | peak MiB |", "|---|---|---|"]
+    with tqdm(total=settings.steps * 2, desc="sampling", unit="step") as bar:
+        for name, variant in settings.variants.items():
+            request = MagicFaceRequest((reference,), recorder=recorder, **variant) if variant else None
+            with Meter() as meter:
+                images[name] = pipeline.generate(settings.prompt, settings.seeds, request, settings.steps,
+                                                 settings.scale, callback=lambda *_: bar.update(1))
+            lines.append(f"| {name} | {meter.seconds / len(settings.seeds):.2f} | {memory(meter.peak_mib)} |")
+    tiles = [Tile(to_image(image), "reference")]
+    tiles += [Tile(to_image(x), name.split(" (")[0]) for name, made in images.items() for x in made]
+    sheet(f"{pipeline.name}: '{settings.word}'", [(settings.prompt, tiles)]).save(settings.out / "contact_sheet.png")
+    key = Tile(key_picture(image, mask), "reference: colour = place")
+    sheet("What MagicFace did", [(settings.prompt, [key, *recorded_tiles(recorder)])]).save(settings.out / "maps.png")
+    return "\n".join(lines)
+
+
+def read_picture(path: Path, side: int) -> Tensor:
+    """The user's picture ``3 H W`` in [0, 1], scaled to the model's area, sides multiples of 64.
+
+    Raises:
+        LikenessError: there is no file, or it is no picture.
+    """
+    image = _open(path, "--image").convert("RGB")
+    zoom = side / (image.width * image.height) ** 0.5
+    width, height = (max(64, round(v * zoom / 64) * 64) for v in image.size)
+    return _tensor(image.resize((width, height), Image.Resampling.LANCZOS)).permute(2, 0, 1)
+
+
+def read_mask(path: Path) -> Tensor:
+    """The user's mask ``H W`` in [0, 1]."""
+    return _tensor(_open(path, "--mask").convert("L"))
+
+
+def _open(path: Path, option: str) -> Image.Image:
+    try:
+        return Image.open(path)
+    except (OSError, UnidentifiedImageError) as error:
+        raise bad_input(option, f"{path}, which does not open as a picture ({error})", "a PNG, JPEG or WebP file",
+                        "Check the path.") from error
+
+
+def _tensor(image: Image.Image) -> Tensor:
+    import numpy as np
+
+    return torch.from_numpy(np.asarray(image, dtype=np.float32) / 255)
+
+
+def finish(settings: Settings, pipeline: Pipeline, table: str) -> None:
+    """Print and write the table and the settings."""
+    kept = {k: str(v) if isinstance(v, Path) else v for k, v in vars(settings).items() if k != "out"}
+    head = f"{pipeline.name}, {pipeline.side} x {pipeline.side} pixels, DDIM {settings.steps} steps\n\n"
+    (settings.out / "table.md").write_text(head + table + "\n", encoding="utf-8")
+    (settings.out / "settings.json").write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
+    print(f"\n{head}{table}\n\nwritten to {settings.out}: contact_sheet.png, maps.png, table.md, settings.json")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
