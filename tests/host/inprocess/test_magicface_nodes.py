@@ -212,6 +212,30 @@ def test_sdxl_structure(parts):
     assert not torch.equal(out, tiny.sample(model, made[1], negative, size=(16, 24), batch=2))
 
 
+def test_an_inpainting_model_gets_its_further_channels(parts):
+    model = tiny.model(tiny.diffusers_unet(in_channels=9))
+    assert model.model.concat_keys
+    patched = apply(parts, chain("man", "red tie", mask=box()), model=model, alpha=0.34)
+    out = sample(patched)
+    assert torch.isfinite(out).all()
+    assert not torch.equal(out, sample(patched, model=model))
+
+
+def test_half_precision(parts, monkeypatch):
+    import comfy.model_management as management
+
+    monkeypatch.setattr(management, "unet_dtype", lambda **_options: torch.bfloat16)
+    monkeypatch.setattr(management, "unet_manual_cast", lambda *_args, **_options: None)
+    model = tiny.model()
+    assert model.model_dtype() == torch.bfloat16
+    for alpha in (1.0, 0.0):
+        settings = {"alpha": alpha, "map_full_resolution": True}
+        half = sample(apply(parts, chain("man", mask=box()), model=model, **settings), cfg=1.0, steps=2)
+        full = sample(apply(parts, chain("man", mask=box()), **settings), cfg=1.0, steps=2)
+        assert torch.isfinite(half).all()
+        assert (half - full).abs().mean() < 0.1 * full.abs().mean()
+
+
 # -- prompts ---------------------------------------------------------------------------------------------------------
 
 

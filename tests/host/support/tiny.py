@@ -56,12 +56,12 @@ class Autoencoder(nn.Module):
         return nn.functional.interpolate(nn.functional.conv2d(latents, self.back), scale_factor=8)
 
 
-def diffusers_unet(seed: int = 0) -> Any:
+def diffusers_unet(seed: int = 0, **config: Any) -> Any:
     """The UNet as diffusers makes it; attention weights enlarged so that attention has something to say."""
     from diffusers import UNet2DConditionModel
 
     torch.manual_seed(seed)
-    unet = UNet2DConditionModel(**UNET).eval().requires_grad_(False)
+    unet = UNet2DConditionModel(**{**UNET, **config}).eval().requires_grad_(False)
     with torch.no_grad():
         for name, weight in unet.named_parameters():
             if any(part in name for part in ("to_q", "to_k")):
@@ -72,7 +72,7 @@ def diffusers_unet(seed: int = 0) -> Any:
 def model(unet: Any | None = None) -> Any:
     """ComfyUI's MODEL with the weights of ``unet`` (a fresh one when None), told to be 128 pixels wide by nature."""
     unet = unet or diffusers_unet()
-    patcher = miniature.model_from_unet(UNET, unet.state_dict())
+    patcher = miniature.model_from_unet({**UNET, "in_channels": unet.config.in_channels}, unet.state_dict())
     patcher.set_attachments("likeness_native_side", 128)
     return patcher
 
