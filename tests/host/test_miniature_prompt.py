@@ -22,10 +22,14 @@ def prompt(steps: int = 4, **sampler: Any) -> dict[str, Any]:
 
 
 def fresh(server: Server, graph: dict[str, Any]) -> Run:
-    """Run with the server's cache dropped, so that every node executes."""
-    server.post("/free", {"unload_models": True, "free_memory": True})
-    time.sleep(1.5)
-    return server.run_prompt(graph)
+    """Run with the server's models unloaded and its cache dropped, so that every node executes."""
+    for _attempt in range(5):
+        server.post("/free", {"unload_models": True, "free_memory": True})
+        time.sleep(1.0)  # the server says nothing when it has done so
+        run = server.run_prompt(graph)
+        if set(run.executed) == set(graph):
+            return run
+    raise AssertionError(f"of {sorted(graph)} only {run.executed} were executed: the cache was not dropped")
 
 
 def picture(server: Server, graph: dict[str, Any]) -> np.ndarray:
