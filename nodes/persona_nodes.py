@@ -313,7 +313,7 @@ class PersonaInfo(io.ComfyNode):
         chain = personas or ()
         about = "\n\n".join(f"{item.placeholder}\n{persona_files.describe(item.persona)}" for item in chain)
         files = "\n".join(persona_files.list_personas())
-        picture = persona_files.draw_iou(chain[-1].persona) if chain else persona_files.draw_curve([0, 1], {}, "empty")
+        picture = persona_learn.draw_iou(chain[-1].persona) if chain else persona_learn.draw_loss([])
         return io.NodeOutput(about, files, picture, ui=ui.PreviewText(about or files))
 
 

@@ -2,7 +2,7 @@
 
 Without arguments a held-out person of the drawn world is learnt on the miniature and shown in three scenes. ``train``
 learns from your own pictures, ``play`` draws prompts with a saved persona; both take ``--checkpoint`` for a local SD1.x
-or SD2.x file instead of the miniature.
+or SD2.x file instead of the miniature. ``prove`` measures the method on held-out people.
 """
 
 from __future__ import annotations
@@ -99,6 +99,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if argv is None else argv)
     if not given or (given[0].startswith("--") and given[0] not in ("--help",)):
         given = ["demo", *given]
+    if given[0] == "prove":
+        from ..evaluation.persona import main as prove
+
+        return prove(given[1:])
     options = parser().parse_args(given)
     try:
         return {"demo": demo, "train": learn, "play": draw}[options.command](options)

@@ -15,13 +15,14 @@ from torch import Tensor
 
 from ...core.errors import LikenessError, bad_input
 from ...core.persona.persona import Persona
+from ...training.curves import draw_iou, draw_loss
 from ...training.persona import PersonaTrainer, train
 from ...training.persona_config import PersonaTraining, StepReport
 from ...training.persona_state import load_state, save_state
 from ...training.photos import Photo, check_mask, clipseg_mask, fit, latent_mask, pooled_latent_embedding
 from . import images
 from .persona import NamedPersona, apply
-from .persona_files import draw_iou, draw_loss, state_path
+from .persona_files import state_path
 from .persona_training import NODE, training_host
 from .references import native_side
 
@@ -139,7 +140,7 @@ def _masks(inputs: Inputs, pictures: Tensor, word: str) -> list[Tensor]:
             f"{NODE}: mask", f"{len(masks)} masks for {len(pictures)} pictures", "one for each, or one for all", ""
         )
     masks = masks.expand(len(pictures), -1, -1, -1)
-    return [check_mask(images.resize(mask[None], picture.shape[-2:])[0], f"{NODE}: mask")
+    return [check_mask(images.resize(mask[None], picture.shape[-2:], "bilinear")[0], f"{NODE}: mask")
             for mask, picture in zip(masks, pictures, strict=True)]  # fmt: skip
 
 
