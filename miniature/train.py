@@ -16,7 +16,9 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from .training import WEIGHTS, Checkpoint, Log
+from .training import LOGS, WEIGHTS, Checkpoint, Log
+
+log = logging.getLogger("likeness")
 
 
 def export(model: nn.Module, name: str) -> None:
@@ -45,6 +47,11 @@ def _referee(name: str, overrides: dict) -> None:
 
     config = dataclasses.replace(part.CONFIGS[name], **overrides)
     export(part.train(name, config, Checkpoint(name), Log(name)), name)
+    from ..evaluation.referees import report
+
+    table = report(name)
+    (LOGS / f"{name}.md").write_text(f"# {name}, held-out pictures\n\n{table}\n", encoding="utf-8")
+    log.info("%s", table)
 
 
 PARTS: dict[str, Callable[[dict], None]] = {

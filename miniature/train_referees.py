@@ -41,7 +41,7 @@ log = logging.getLogger("likeness")
 class Config:
     """``steps``: length of training; ``pool``: pictures drawn; ``views``: pictures of one person in a batch.
 
-    ``regenerated``: share of the pool that is passed through the autoencoder.
+    ``regenerated``: share of the pictures drawn at 128 pixels that are passed through the autoencoder.
     """
 
     seed: int = 0
@@ -49,7 +49,7 @@ class Config:
     batch: int = 32
     pool: int = 6000
     lr: float = 2e-3
-    regenerated: float = 0.35
+    regenerated: float = 0.15
     views: int = 2
 
 
@@ -92,7 +92,7 @@ class Painter:
 
     @torch.no_grad()
     def _regenerate(self, image: np.ndarray) -> np.ndarray:
-        if self.rng.random() >= self.config.regenerated:
+        if image.shape[0] > 128 or self.rng.random() >= self.config.regenerated:
             return image
         latent = self.autoencoder.encode(to_tensor([image]) * 2 - 1)
         level = self.rng.uniform(0, 0.35) / self.autoencoder.scaling_factor
@@ -260,8 +260,8 @@ def classifier_loss(pool: Pool, disturb: Disturb) -> Loss:
 
 CONFIGS = {
     "detector": Config(steps=700, batch=16, pool=2500),
-    "embedder": Config(steps=800, batch=48, pool=8000),
-    "classifier": Config(steps=1000, batch=24, pool=6000, seed=1),
+    "embedder": Config(steps=650, batch=40, pool=5000),
+    "classifier": Config(steps=800, batch=24, pool=4000, seed=1),
 }
 
 
