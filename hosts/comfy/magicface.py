@@ -329,6 +329,13 @@ def apply_model(executor: Any, x: torch.Tensor, t: torch.Tensor, *args: Any, **k
     session: Session | None = options.get(KEY)
     if session is None:
         return executor(x, t, *args, **kwargs)
+    if "multigpu_thread_device" in options:
+        raise bad_input(
+            "MagicFace Apply: model",
+            "a model spread over several GPUs",
+            "a model on one GPU",
+            "Bypass the node that spreads it; both halves of a step share what is read from the references.",
+        )
     given = dict(zip(("c_concat", "c_crossattn", "control"), args, strict=False))
     rest = [given.get(n, kwargs.pop(n, None)) for n in ("c_concat", "c_crossattn", "control")]
     kwargs.pop("transformer_options", None)

@@ -135,6 +135,14 @@ def test_a_latent_with_nan_is_refused_when_sampling(parts):
         sample(patched, latent=torch.full((1, 4, 16, 16), torch.nan))
 
 
+def test_a_model_on_several_gpus_is_refused_when_sampling(parts):
+    patched = apply(parts, chain("man"))
+    model = patched.model.clone()
+    model.model_options["transformer_options"]["multigpu_thread_device"] = "cuda:1"
+    with pytest.raises(LikenessError, match="spread over several GPUs"):
+        sample(patched, model=model)
+
+
 def test_points():
     assert parse_points(" 0.5, 0.25; 1,0 ;") == ((0.25, 0.5), (0.0, 1.0))
     assert parse_points("") == ()

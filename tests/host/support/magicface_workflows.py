@@ -115,6 +115,7 @@ def miniature_sources(example: Example) -> Prompt:
         nodes[f"picture{i}"] = node("LikenessMiniatureSample", source.title, [320, 360], **source.drawn)
         nodes[f"reference{i}"] = reference(source, i, [f"picture{i}", MASK_OUTPUTS[source.mask]])
         nodes[f"reference{i}"]["inputs"]["prompt"] = [f"picture{i}", CAPTION]
+        nodes[f"shown{i}"] = node("PreviewImage", source.title, [260, 300], images=[f"picture{i}", 0])
     return nodes
 
 
@@ -146,7 +147,7 @@ def graph(
     last = f"reference{len(example.sources) - 1}"
     parts = {"model": ["checkpoint", 0], "clip": ["checkpoint", 1], "vae": ["checkpoint", 2]}
     applied = node(
-        "LikenessMagicFaceApply", None, [400, 420],
+        "LikenessMagicFaceApply", None, [400, 600],
         **parts, references=[last, 0], prompt=prompt, alpha=0.4, weighting="additive",
     )  # fmt: skip
     name = "likeness/magicface"
