@@ -19,9 +19,9 @@ ALLOWED = {
     "hosts": {"hosts", "core"},
     "hosts/diffusers": {"hosts/diffusers", "hosts", "core"},
     "hosts/comfy": {"hosts/comfy", "hosts", "core", "miniature", "faces", "training"},
-    "training": {"training", "core", "hosts", "hosts/diffusers", "miniature", "faces", "evaluation"},
+    "training": {"training", "core", "hosts", "hosts/diffusers", "miniature", "faces", "evaluation", "benchmarks"},
     "evaluation": {"evaluation", "core", "hosts/diffusers", "miniature", "faces", "training"},
-    "benchmarks": {"benchmarks", "core", "hosts/diffusers", "miniature"},
+    "benchmarks": {"benchmarks", "core", "hosts/diffusers", "miniature", "training"},
     "nodes": {"nodes", "hosts/comfy", "hosts", "core", "miniature", "faces"},
 }
 #: packages of others that the methods themselves may use

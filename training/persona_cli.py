@@ -2,12 +2,14 @@
 
 Without arguments a held-out person of the drawn world is learnt on the miniature and shown in three scenes. ``train``
 learns from your own pictures, ``play`` draws prompts with a saved persona; both take ``--checkpoint`` for a local SD1.x
-or SD2.x file instead of the miniature. ``prove`` measures the method on held-out people.
+or SD2.x file instead of the miniature. ``prove`` measures the method on held-out people, ``benchmark``
+its cost.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import logging
 import sys
@@ -41,6 +43,8 @@ from .photos import Photo, clipseg_mask, ellipse_mask, fit, load_picture
 logger = logging.getLogger("likeness")
 
 PLACEHOLDER = "S*"
+#: Subcommands that live in other folders.
+ELSEWHERE = {"prove": "..evaluation.persona", "benchmark": "..benchmarks.persona"}
 SCENES = (
     "a picture of a S* wearing a red sweater, portrait, in the snow",
     "a picture of a S* wearing a blue suit and a hat, portrait, on the beach",
@@ -99,10 +103,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if argv is None else argv)
     if not given or (given[0].startswith("--") and given[0] not in ("--help",)):
         given = ["demo", *given]
-    if given[0] == "prove":
-        from ..evaluation.persona import main as prove
-
-        return prove(given[1:])
+    if given[0] in ELSEWHERE:
+        return importlib.import_module(ELSEWHERE[given[0]], __package__).main(given[1:])
     options = parser().parse_args(given)
     try:
         return {"demo": demo, "train": learn, "play": draw}[options.command](options)
