@@ -22,7 +22,7 @@ from likeness.hosts.diffusers.common import (
     timestep_sigma,
     unet_layout,
 )
-from likeness.hosts.diffusers.magicface import magicface, sample_magicface
+from likeness.hosts.diffusers.magicface import magicface, make_reference, sample_magicface
 from likeness.hosts.diffusers.sampling import Conditioning, guided_denoiser, sample
 
 CROSS = 32
@@ -268,6 +268,21 @@ def test_stage_switches_at_alpha(unet):
         recorder = Recorder()
         run(unet, ask(reference(), alpha=alpha, recorder=recorder), steps=5)
         assert [r.stage for r in recorder.steps].count("rsa") == count
+
+
+def test_alpha_counts_from_where_sampling_starts(unet):
+    recorder = Recorder()
+    request = ask(reference(), alpha=0.5, recorder=recorder)
+    got = run(unet, request, scheduler=ddim(6), start=4)
+    assert [r.stage for r in recorder.steps] == ["rsa", "rba"]
+    assert torch.isfinite(got).all()
+
+
+def test_references_with_texts_of_different_length(unet):
+    long = Conditioning(rand(1, 154, CROSS, seed=3))
+    pair = [make_reference(n, rand(1, 4, 8, 8), c, (3,)) for n, c in (("a", COND), ("b", long))]
+    assert pair[0].context_key != pair[1].context_key
+    assert torch.isfinite(run(unet, ask(*pair))).all()
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from ...core.attention import attend
 from ...core.blocks import BlockId
 from ...core.errors import bad_input
 from ...core.magicface.call import MagicFaceCall
-from ...core.magicface.references import Capture, ReferenceBatch
+from ...core.magicface.references import Capture, ReferenceBatch, digest
 from ...core.magicface.request import MagicFaceRequest, Reference
 from ...core.magicface.run import MagicFaceRun, check_layout
 from .common import model_digest, processor_names, schedule_sigmas, timestep_sigma, unet_layout
@@ -105,7 +105,12 @@ class MagicFaceSession:
     """
 
     def __init__(
-        self, unet: torch.nn.Module, request: MagicFaceRequest, scheduler: Any, model_key: Hashable | None
+        self,
+        unet: torch.nn.Module,
+        request: MagicFaceRequest,
+        scheduler: Any,
+        model_key: Hashable | None = None,
+        start: int = 0,
     ) -> None:
         self.unet = unet
         self.request = request
@@ -120,7 +125,7 @@ class MagicFaceSession:
         self.run = MagicFaceRun(
             request,
             layout,
-            schedule_sigmas(self._alphas, scheduler.timesteps),
+            schedule_sigmas(self._alphas, scheduler.timesteps[start:]),
             model_key if model_key is not None or not request.references else model_digest(unet),
             self._run_references,
             device=unet.device,
@@ -157,6 +162,20 @@ class MagicFaceSession:
             self.capture = None
 
 
+def make_reference(
+    name: str,
+    latent: torch.Tensor,
+    conditioning: Conditioning,
+    positions: tuple[int, ...],
+    mask: torch.Tensor | None = None,
+    weight: float = 3.0,
+) -> Reference:
+    """A :class:`Reference` whose context is a :class:`Conditioning` of one row, with its keys filled in."""
+    key = digest(conditioning.context, *(conditioning.added[name] for name in sorted(conditioning.added)))
+    length = conditioning.context.shape[1]
+    return Reference(name, latent, conditioning, key, tuple(positions), mask, weight, batch_key=length)
+
+
 def check_reference(reference: Reference, unet: torch.nn.Module) -> None:
     """Raise a :class:`LikenessError` when a reference was prepared for another base model."""
     name = f"MagicFace reference '{reference.name}'"
@@ -182,7 +201,11 @@ def check_reference(reference: Reference, unet: torch.nn.Module) -> None:
 
 @contextmanager
 def magicface(
-    unet: torch.nn.Module, request: MagicFaceRequest, scheduler: Any, model_key: Hashable | None = None
+    unet: torch.nn.Module,
+    request: MagicFaceRequest,
+    scheduler: Any,
+    model_key: Hashable | None = None,
+    start: int = 0,
 ) -> Iterator[MagicFaceSession]:
     """Apply a request to a UNet for one sampling run; on leaving, the UNet is as it was.
 
@@ -191,11 +214,12 @@ def magicface(
         request: what to do. Its references' ``context`` is a :class:`Conditioning` of one row.
         scheduler: the scheduler of the run, timesteps already set.
         model_key: stands for the UNet's weights in the cache's keys; None computes a digest of them.
+        start: index of the first timestep to run; alpha counts from there.
 
     Yields:
         The session for :func:`guided_denoiser`.
     """
-    session = MagicFaceSession(unet, request, scheduler, model_key)
+    session = MagicFaceSession(unet, request, scheduler, model_key, start)
     if not session.run.enabled:
         yield session
         return
@@ -220,6 +244,7 @@ def sample_magicface(
     uncond: Conditioning | None,
     scale: float = 7.5,
     split: bool = False,
+    start: int = 0,
     **options: Any,
 ) -> torch.Tensor:
     """Sample one picture batch with MagicFace.
@@ -228,13 +253,14 @@ def sample_magicface(
         unet: UNet2DConditionModel.
         request: the references and settings.
         scheduler: a diffusers scheduler with its timesteps set (the paper: DDIM, 50 steps).
-        latents: unit Gaussian noise ``B 4 h w``.
+        latents: unit Gaussian noise ``B 4 h w`` (with ``start``: see :func:`sample`).
         cond, uncond, scale, split: see :func:`guided_denoiser`.
-        options: callback, generator, start of :func:`sample`.
+        start: index of the first timestep to run.
+        options: callback and generator of :func:`sample`.
 
     Returns:
         Clean latents ``B 4 h w``.
     """
-    with magicface(unet, request, scheduler) as session:
+    with magicface(unet, request, scheduler, start=start) as session:
         denoiser: Denoiser = guided_denoiser(unet, cond, uncond, scale, session, split)
-        return sample(denoiser, latents, scheduler, **options)
+        return sample(denoiser, latents, scheduler, start=start, **options)
