@@ -139,10 +139,17 @@ def reference(source: Source, index: int, mask: list[Any]) -> dict[str, Any]:
 
 
 def graph(
-    example: Example, checkpoint: dict[str, Any], sources: Prompt, prompt: str, size: int, steps: int, negative: str
+    example: Example,
+    checkpoint: dict[str, Any],
+    sources: Prompt,
+    prompt: str,
+    size: int,
+    steps: int,
+    scale: float,
+    negative: str,
 ) -> Prompt:
     """The example's graph: references, MagicFace, its sampler, and the same sampler without it."""
-    sampling = {"seed": example.seed, "steps": steps, "cfg": 7.5, "sampler_name": "ddim", "scheduler": "ddim_uniform"}
+    sampling = {"seed": example.seed, "steps": steps, "cfg": scale, "sampler_name": "ddim", "scheduler": "ddim_uniform"}
     rest = {**sampling, "denoise": 1.0, "negative": ["negative", 0], "latent_image": ["latent", 0]}
     last = f"reference{len(example.sources) - 1}"
     parts = {"model": ["checkpoint", 0], "clip": ["checkpoint", 1], "vae": ["checkpoint", 2]}
@@ -173,16 +180,22 @@ def graph(
 
 
 def miniature(example: Example) -> Callable[[], Prompt]:
-    """The example on the miniature: nothing to download."""
-    checkpoint = node("LikenessMiniatureLoader")
-    return lambda: graph(example, checkpoint, miniature_sources(example), example.miniature_prompt, 256, 20, "")
+    """The example on the miniature, at the size its weights were trained on: nothing to download."""
+
+    def make() -> Prompt:
+        from ....miniature.models import picture_size
+
+        loader, side = node("LikenessMiniatureLoader"), picture_size()
+        return graph(example, loader, miniature_sources(example), example.miniature_prompt, side, 20, 5.0, "")
+
+    return make
 
 
 def checkpoint(example: Example) -> Callable[[], Prompt]:
     """The example on a user's SD1.5 checkpoint."""
     loader = node("CheckpointLoaderSimple", ckpt_name="v1-5-pruned-emaonly-fp16.safetensors")
     negative = "blurry, low quality, deformed"
-    return lambda: graph(example, loader, photo_sources(example), example.prompt, 512, 50, negative)
+    return lambda: graph(example, loader, photo_sources(example), example.prompt, 512, 50, 7.5, negative)
 
 
 def notes(example: Example, *, drawn: bool) -> tuple[str, ...]:
