@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from .support import magicface_workflows
+from .support import magicface_workflows, persona_workflows
 from .support.discovery import ROOT, hosts, why_none
 from .support.layout import to_ui
 from .support.server import Server
@@ -64,7 +64,7 @@ def main(names: list[str]) -> None:
         sys.exit(why_none())
     with tempfile.TemporaryDirectory() as folder, Server(hosts()[0], Path(folder)) as server:
         info = server.get("/object_info")
-    workflows = {**WORKFLOWS, **magicface_workflows.WORKFLOWS}
+    workflows = {**WORKFLOWS, **magicface_workflows.WORKFLOWS, **persona_workflows.WORKFLOWS}
     for name in names or workflows:
         make, notes = workflows[name]
         text = json.dumps(to_ui(make(), info, notes), indent=2, ensure_ascii=False)
