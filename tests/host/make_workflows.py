@@ -15,14 +15,8 @@ from typing import Any
 
 from .support import magicface_workflows, persona_workflows
 from .support.discovery import ROOT, hosts, why_none
-from .support.layout import to_ui
+from .support.layout import node, to_ui
 from .support.server import Server
-
-
-def node(kind: str, title: str | None = None, shape: list[int] | None = None, **inputs: Any) -> dict[str, Any]:
-    """One node of a prompt, ``shape`` its width and height; a link is ``["key of the other node", output index]``."""
-    meta = {key: value for key, value in (("title", title), ("size", shape)) if value is not None}
-    return {"class_type": kind, "inputs": inputs, "_meta": meta}
 
 
 def text_to_image() -> dict[str, Any]:

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from likeness.tests.host.make_workflows import node, text_to_image
+from likeness.tests.host.make_workflows import text_to_image
+from likeness.tests.host.support.layout import node
 from likeness.tests.host.support.server import PromptError, Run, Server
 
 

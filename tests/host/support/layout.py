@@ -14,6 +14,12 @@ from .workflow import ObjectInfo, input_options, widget_names
 WIDTH, ROW, GAP = 320, 26, 50
 
 
+def node(kind: str, title: str | None = None, shape: list[int] | None = None, **inputs: Any) -> dict[str, Any]:
+    """One node of a prompt, ``shape`` its width and height; a link is ``["key of the other node", output index]``."""
+    meta = {key: value for key, value in (("title", title), ("size", shape)) if value is not None}
+    return {"class_type": kind, "inputs": inputs, "_meta": meta}
+
+
 def to_ui(
     prompt: Mapping[str, Mapping[str, Any]], object_info: ObjectInfo, notes: tuple[str, ...] = ()
 ) -> dict[str, Any]:

@@ -6,13 +6,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from .layout import node
+
 Prompt = dict[str, dict[str, Any]]
-
-
-def node(kind: str, title: str | None = None, shape: list[int] | None = None, **inputs: Any) -> dict[str, Any]:
-    """One node of a prompt, ``shape`` its width and height; a link is ``["key of the other node", output index]``."""
-    meta = {key: value for key, value in (("title", title), ("size", shape)) if value is not None}
-    return {"class_type": kind, "inputs": inputs, "_meta": meta}
 
 
 @dataclass(frozen=True)
