@@ -114,6 +114,7 @@ class Session:
         self.blocks = patch.blocks
         self.context = patch.context
         self.guider = guider
+        self.device = guider.model_patcher.load_device
         self.base: Any = None
         self.options: Mapping[str, Any] = {}
         self.extra: Mapping[str, Any] = {}
@@ -126,8 +127,12 @@ class Session:
             model_key=patch.weights_key(guider),
             references=self.capture,
             attention=lambda q, k, v, heads: _attend(q, k, v, {**self.extra, "n_heads": heads}),
-            device=guider.model_patcher.load_device,
+            device=self.device,
         )
+
+    def __deepcopy__(self, _memo: dict) -> Session:
+        """A run has one state, also when another pack copies the options deeply while sampling."""
+        return self
 
     def close(self) -> None:
         """Drop everything; safe to call twice."""
@@ -142,9 +147,8 @@ class Session:
         Its options hold our own capture and nothing else: no wrappers, no patches of other packs, no ControlNet. What
         other packs did to the weights (LoRA) is in the weights.
         """
-        device = self.device
-        latents = batch.latents.to(device)
-        sigma = torch.full((latents.shape[0],), batch.sigma, device=device, dtype=torch.float32)
+        latents = batch.latents.to(self.device)
+        sigma = torch.full((latents.shape[0],), batch.sigma, device=self.device, dtype=torch.float32)
         makers = {self.blocks.address[block]: _capturing(block, capture) for block in capture.blocks}
         clean = {"cond_or_uncond": [0], "sigmas": sigma[:1], "sample_sigmas": self.options.get("sample_sigmas", sigma)}
         try:

@@ -13,7 +13,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from PIL import Image
+from PIL import Image, ImageOps
 
 from .support.browser import Page, find_chromium
 from .support.discovery import ROOT, hosts, why_none
@@ -50,7 +50,7 @@ def drawn(server: Server, file: Path) -> Image.Image:
     rows = -(-len(pictures) // columns)
     sheet = Image.new("RGB", (columns * (SIDE + GAP) - GAP, rows * (SIDE + GAP) - GAP), "white")
     for i, picture in enumerate(pictures):
-        tile = Image.fromarray(picture).convert("RGB").resize((SIDE, SIDE), Image.Resampling.LANCZOS)
+        tile = ImageOps.pad(Image.fromarray(picture).convert("RGB"), (SIDE, SIDE), Image.Resampling.LANCZOS, "white")
         sheet.paste(tile, (i % columns * (SIDE + GAP), i // columns * (SIDE + GAP)))
     return sheet
 
