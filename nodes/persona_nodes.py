@@ -70,12 +70,14 @@ class PersonaTrain(io.ComfyNode):
         )
 
     @staticmethod
-    def _request(stages, tandem, residual, **widgets) -> persona_learn.PersonaTraining:
+    def _request(stages, tandem, residual, templates, tandem_prompts, **widgets) -> persona_learn.PersonaTraining:
         names = persona_learn.PersonaTraining.__dataclass_fields__
         return persona_learn.PersonaTraining(
             stages="fixed" if stages == FIXED else "iou",
             tandem=TandemConfig(weight=tandem),
             image_width=512 if residual else 0,
+            templates=persona_learn.prompt_lines(templates, "templates"),
+            tandem_prompts=persona_learn.prompt_lines(tandem_prompts, "tandem_prompts"),
             **{k: v for k, v in widgets.items() if k in names},
         )
 
@@ -177,6 +179,20 @@ def _train_options() -> list[io.Input]:
         ),
         io.Boolean.Input(
             "checkpointing", default=False, tooltip="Less memory, more time: recompute blocks backwards.", **ADVANCED
+        ),
+        io.String.Input(
+            "templates",
+            default="",
+            multiline=True,
+            tooltip="Prompts to learn with, one a line, {} for the persona: 'a photo of {}'. Empty: the pack's own 28.",
+            **ADVANCED,
+        ),
+        io.String.Input(
+            "tandem_prompts",
+            default="",
+            multiline=True,
+            tooltip="Prompts for Tandem Equilibrium, one a line, {} for the persona. Empty: the pack's own 40.",
+            **ADVANCED,
         ),
         io.Boolean.Input(
             "resume", default=True, tooltip="Go on with a training of this name that was cut short.", **ADVANCED

@@ -91,6 +91,21 @@ def learn(inputs: Inputs, request: PersonaTraining) -> Learned:
     return Learned(persona, draw_loss(trainer.history), draw_iou(persona), preview.last)
 
 
+def prompt_lines(text: str, name: str) -> tuple[str, ...]:
+    """Prompts written one a line, each with ``{}`` once; empty lines are left out.
+
+    Raises:
+        LikenessError: a line without ``{}``, or with two.
+    """
+    lines = tuple(line.strip() for line in text.splitlines() if line.strip())
+    for line in lines:
+        if line.count("{}") != 1:
+            raise bad_input(
+                f"{NODE}: {name}", repr(line), "{} exactly once in every line", "It is the persona's place."
+            )
+    return lines
+
+
 def _to_cpu(persona: Persona) -> None:
     persona.mapper.to("cpu")
     if persona.image is not None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from .magicface_workflows import MASK_OUTPUTS, PERSON, Prompt, node
+from .layout import node
+from .magicface_workflows import MASK_OUTPUTS, PERSON, Prompt
 
 FACE = MASK_OUTPUTS["face"]
 LEARNING = {"steps": 200, "batch": 2, "learning_rate": 0.002, "precision": "fp32", "seed": 0, "preview_every": 0}
@@ -14,16 +15,31 @@ SD_SAMPLING = {"steps": 50, "cfg": 8.0, "sampler_name": "ddim", "scheduler": "dd
 MODEL = {"model": ["checkpoint", 0], "clip": ["checkpoint", 1], "vae": ["checkpoint", 2]}
 
 
+def side() -> int:
+    """Side of the pictures the miniature was trained on."""
+    from ....miniature.models import picture_size
+
+    return picture_size()
+
+
+def world(prompts: tuple[str, ...]) -> str:
+    """Prompts in the miniature's words, one a line."""
+    return "\n".join(prompts)
+
+
 def drawn(title: str, **changes: Any) -> dict[str, Any]:
     """A Miniature Sample node."""
-    return node("LikenessMiniatureSample", title, [320, 360], **{**PERSON, **changes})
+    return node("LikenessMiniatureSample", title, [320, 360], **{**PERSON, "size": side(), **changes})
 
 
 def learnt(picture: str, word: str, placeholder: str, **changes: Any) -> dict[str, Any]:
     """A Persona Train node on a drawn picture."""
+    from ....training.persona_miniature import WORLD_TANDEM, WORLD_TEMPLATES
+
     values = {
         **LEARNING, **MODEL, "image": [picture, 0], "mask": [picture, FACE], "name": f"miniature {placeholder}",
         "supercategory": word, "placeholder": placeholder, "preview_prompt": "a picture of a S*, portrait",
+        "templates": world(WORLD_TEMPLATES), "tandem_prompts": world(WORLD_TANDEM),
     }  # fmt: skip
     return node("LikenessPersonaTrain", None, [360, 620], **{**values, **changes})
 
@@ -64,7 +80,7 @@ def miniature_train() -> Prompt:
         ("smile", "a picture of a S* wearing a green hoodie, smiling, portrait, in the city", "Another expression"),
         ("watercolor", "a watercolor of a S* wearing a white shirt, portrait, in a meadow", "Another style"),
     )
-    graph = {**frame(256, node("LikenessMiniatureLoader")), "picture": drawn("The person")}
+    graph = {**frame(side(), node("LikenessMiniatureLoader")), "picture": drawn("The person")}
     graph["train"] = learnt("picture", "person", "S*")
     graph["loss"] = node("PreviewImage", "Loss", [320, 240], images=["train", 1])
     graph["store"] = node("LikenessPersonaSave", personas=["train", 0], name="miniature_person", overwrite=True)
@@ -75,7 +91,7 @@ def miniature_train() -> Prompt:
 
 def miniature_local() -> Prompt:
     """Paint the person into one region of a given picture; and together with MagicFace on the same model."""
-    graph = {**frame(256, node("LikenessMiniatureLoader")), "picture": drawn("The person")}
+    graph = {**frame(side(), node("LikenessMiniatureLoader")), "picture": drawn("The person")}
     graph["train"] = learnt("picture", "person", "S*")
     graph["background"] = drawn("The picture to paint in", identity=3, scene="beach", garment_colour="yellow", layout=2)
     graph["encode"] = node("VAEEncode", pixels=["background", 0], vae=["checkpoint", 2])
@@ -98,12 +114,12 @@ def miniature_local() -> Prompt:
 
 def miniature_style() -> Prompt:
     """A person and a manner of drawing, learnt apart, in one prompt."""
-    graph = {**frame(256, node("LikenessMiniatureLoader")), "picture": drawn("The person")}
+    graph = {**frame(side(), node("LikenessMiniatureLoader")), "picture": drawn("The person")}
     graph["manner"] = drawn("The manner", identity=5, style="sketch", scene="city")
     graph["train"] = learnt("picture", "person", "S1*")
     graph["train_style"] = learnt("manner", "sketch", "S2*", style=True, personas=["train", 0])
-    graph["train_style"]["inputs"].pop("mask")
-    graph["everything"] = node("SolidMask", value=1.0, width=256, height=256)
+    graph["train_style"]["inputs"]["templates"] = "a {} of a person, portrait\na {} of a person\na {}"
+    graph["everything"] = node("SolidMask", value=1.0, width=side(), height=side())
     graph["train_style"]["inputs"]["mask"] = ["everything", 0]
     prompt = "a S2* of a S1* wearing a suit, portrait, in a room"
     return graph | shot("style", prompt, "train_style", "The person in that manner", 1, SAMPLING)
