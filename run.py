@@ -31,6 +31,7 @@ COMMANDS = {
     "prove": ("evaluation.prove", "measure every effect on held-out people and print the tables"),
     "benchmark": ("benchmarks.magicface", "time and memory of MagicFace against vanilla and naive attention"),
     "train": ("miniature.train", "retrain a part of the miniature from its seed, resumable"),
+    "report": ("miniature.report", "measure the miniature itself: samples, attribute accuracy, reconstruction"),
     "workflows": ("tests.host.make_workflows", "for developers: write the files of workflows/ (needs a ComfyUI)"),
     "thumbnails": ("tests.host.make_thumbnails", "for developers: make the pictures beside them (needs a ComfyUI)"),
     "test": ("", "run the tests; further arguments go to pytest"),
