@@ -65,9 +65,8 @@ class PersonaTrain(io.ComfyNode):
         )  # fmt: skip
         learned = persona_learn.learn(inputs, cls._request(**widgets))
         chain = host.join(personas, NamedPersona(widgets["placeholder"], learned.persona))
-        return io.NodeOutput(
-            chain, learned.loss, learned.iou, learned.preview, ui=ui.PreviewImage(learned.preview, cls=cls)
-        )
+        shown = learned.preview if widgets["preview_every"] else learned.loss
+        return io.NodeOutput(chain, learned.loss, learned.iou, learned.preview, ui=ui.PreviewImage(shown, cls=cls))
 
     @staticmethod
     def _request(stages, tandem, residual, templates, tandem_prompts, **widgets) -> persona_learn.PersonaTraining:
