@@ -8,20 +8,33 @@ Run by hand when the weights or a workflow change, with a ComfyUI (``COMFYUI_PAT
 from __future__ import annotations
 
 import json
+import random
 import sys
 import tempfile
 import time
 from pathlib import Path
 
-from PIL import Image, ImageOps
+from PIL import Image, ImageChops, ImageOps
 
+from ...miniature.world import render, sample_picture
 from .support.browser import Page, find_chromium
 from .support.discovery import ROOT, hosts, why_none
 from .support.server import Server
 from .support.workflow import to_api
 
 SIDE, GAP = 256, 4
-WIDTH, HEIGHT = 768, 480
+WINDOW, SHOWN = (2400, 1500), (1400, 800)
+#: what the user's own workflows ask for, by folder of the base directory; the thumbnails need the names only
+USERS_FILES = {
+    "models/checkpoints": ("v1-5-pruned-emaonly-fp16.safetensors",),
+    "models/personas": ("my_person.safetensors",),
+}
+#: no first-start screens, and text at every zoom
+SETTINGS = {
+    "Comfy.TutorialCompleted": True,
+    "Comfy.Minimap.Visible": False,
+    "LiteGraph.Canvas.MinFontSizeForLOD": 0,
+}
 
 
 def main(names: list[str]) -> None:
@@ -32,8 +45,9 @@ def main(names: list[str]) -> None:
     with tempfile.TemporaryDirectory() as folder, Server(hosts()[0], Path(folder) / "base") as server:
         for file in (file for file in files if file.stem.startswith("miniature_")):
             _save(drawn(server, file), file)
-        server.post("/settings", {"Comfy.TutorialCompleted": True, "Comfy.Minimap.Visible": False})
-        with Page(find_chromium(), Path(folder) / "profile") as page:
+        _place_users_files(server)
+        server.post("/settings", SETTINGS)
+        with Page(find_chromium(), Path(folder) / "profile", WINDOW) as page:
             page.open(server.url)
             page.wait_for("window.app?.graph && window.LiteGraph?.registered_node_types?.KSampler", 240)
             for file in (file for file in files if not file.stem.startswith("miniature_")):
@@ -55,6 +69,16 @@ def drawn(server: Server, file: Path) -> Image.Image:
     return sheet
 
 
+def _place_users_files(server: Server) -> None:
+    for folder, names in USERS_FILES.items():
+        (server.base / folder).mkdir(parents=True, exist_ok=True)
+        for name in names:
+            (server.base / folder / name).touch()
+    Image.fromarray(render(sample_picture(random.Random(3), shot="portrait", people=1), 512)).save(
+        server.base / "input" / "example.png"
+    )
+
+
 def graph(page: Page, file: Path, shot: Path) -> Image.Image:
     """Open a workflow in the front end and cut the graph out of a screenshot."""
     page.run(f"window.app.loadGraphData({file.read_text('utf-8')}, true, true).then(() => true)")
@@ -64,9 +88,19 @@ def graph(page: Page, file: Path, shot: Path) -> Image.Image:
     page.screenshot(shot)
     with Image.open(shot) as picture:
         width, height = picture.size
-        canvas = picture.convert("RGB").crop((int(width * 0.04), int(height * 0.1), int(width * 0.98), height))
-    canvas.thumbnail((WIDTH, HEIGHT), Image.Resampling.LANCZOS)
+        canvas = picture.convert("RGB").crop((int(width * 0.05), int(height * 0.1), width, int(height * 0.9)))
+    canvas = _trimmed(canvas)
+    canvas.thumbnail(SHOWN, Image.Resampling.LANCZOS)
     return canvas
+
+
+def _trimmed(canvas: Image.Image, margin: int = 24) -> Image.Image:
+    """Cut away the empty canvas round the graph."""
+    empty = Image.new("RGB", canvas.size, canvas.getpixel((1, 1)))
+    box = ImageChops.difference(canvas, empty).convert("L").point(lambda level: 255 * (level > 12)).getbbox()
+    left, top, right, bottom = box or (0, 0, *canvas.size)
+    right, bottom = min(right + margin, canvas.width), min(bottom + margin, canvas.height)
+    return canvas.crop((max(left - margin, 0), max(top - margin, 0), right, bottom))
 
 
 def _save(picture: Image.Image, file: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from likeness.tests.host.make_thumbnails import SETTINGS
 from likeness.tests.host.support.browser import Page, find_chromium
 from likeness.tests.host.support.discovery import ROOT
 from likeness.tests.host.support.server import PACK_FOLDER, Server
@@ -25,7 +26,7 @@ def page(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[P
     program = find_chromium()
     if program is None:
         pytest.skip("FRONT END NOT TESTED: no Chromium; install one or set CHROMIUM")
-    server.post("/settings", {"Comfy.TutorialCompleted": True, "Comfy.Minimap.Visible": False})
+    server.post("/settings", SETTINGS)
     with Page(program, tmp_path_factory.mktemp("profile")) as tab:
         tab.open(server.url)
         tab.wait_for(READY, 240)

@@ -21,7 +21,7 @@ from PIL import Image
 from .discovery import ROOT, Host
 
 #: Not the repository's name on purpose: nothing in the pack may depend on it.
-PACK_FOLDER = "some.other-folder"
+PACK_FOLDER = "likeness.some-other-folder"
 
 
 class PromptError(AssertionError):
