@@ -33,6 +33,7 @@ from .referees import (
 )
 from .training import Checkpoint, Log, cosine
 from .world import Picture, ground_truth, render, sample_identity, sample_picture
+from .world.spec import SHOTS
 
 log = logging.getLogger("likeness")
 
@@ -122,7 +123,7 @@ def picture_pool(config: Config) -> Pool:
 def _any_picture(rng: random.Random) -> Picture:
     """A training picture, shots more even than the world draws them."""
     people = rng.choices((0, 1, 2, 3, 4), (0.07, 0.65, 0.2, 0.05, 0.03))[0]
-    return sample_picture(rng, shot=rng.choice(("portrait", "half body", "full body")), people=people)
+    return sample_picture(rng, shot=rng.choices(SHOTS, (0.5, 0.3, 0.2))[0], people=people)
 
 
 def face_pool(config: Config) -> Pool:
@@ -244,7 +245,8 @@ def contrastive(vectors: Tensor, people: Tensor, temperature: float = 0.1) -> Te
 
 
 def classifier_loss(pool: Pool, disturb: Disturb) -> Loss:
-    """Cross-entropy of every attribute that the picture has, and of every accessory kind."""
+    """Cross-entropy of every attribute that the picture has, small things counting twice, and of every accessory."""
+    weights = torch.tensor([2.0 if name in ("garment", "expression", "gender") else 1.0 for name in ATTRIBUTES])
 
     def loss(model: nn.Module, rows: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         images, _, _ = disturb.move(pool.images[rows].float() / 255, 0.95, 1.08, 0.04)
@@ -252,8 +254,8 @@ def classifier_loss(pool: Pool, disturb: Disturb) -> Loss:
         labels = pool.labels["attributes"][rows]
         errors = [F.cross_entropy(logits, labels[:, i], ignore_index=-1) for i, logits in enumerate(attributes)]
         kinds = F.binary_cross_entropy_with_logits(accessories, pool.labels["accessories"][rows])
-        named = torch.stack(errors).mean()
-        return named + 2 * kinds, {"attributes": named, "accessories": kinds}
+        named = (torch.stack(errors) * weights).sum() / weights.sum()
+        return named + 4 * kinds, {"attributes": named, "accessories": kinds}
 
     return loss
 
@@ -261,7 +263,7 @@ def classifier_loss(pool: Pool, disturb: Disturb) -> Loss:
 CONFIGS = {
     "detector": Config(steps=700, batch=16, pool=2500),
     "embedder": Config(steps=650, batch=40, pool=5000),
-    "classifier": Config(steps=800, batch=24, pool=4000, seed=1),
+    "classifier": Config(steps=2200, batch=24, pool=8000, seed=1),
 }
 
 
