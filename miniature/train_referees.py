@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from ..faces.interface import crop_square
 from . import models
 from .referees import (
+    ATTRIBUTES,
     CLASSIFIER_SIDE,
     DETECTOR_SIDE,
     MODELS,
