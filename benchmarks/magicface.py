@@ -62,7 +62,8 @@ class Bench:
     def make(cls, shape: str, size: int, device: torch.device, dtype: torch.dtype) -> Bench:
         """Random weights from a fixed seed."""
         torch.manual_seed(0)
-        unet = UNet2DConditionModel(sample_size=size // 8, **SHAPES[shape]).to(device, dtype).eval().requires_grad_(False)
+        unet = UNet2DConditionModel(sample_size=size // 8, **SHAPES[shape]).to(device, dtype)
+        unet.eval().requires_grad_(False)
         added = {}
         if shape == "sdxl":
             added = {"text_embeds": torch.randn(1, 1280), "time_ids": torch.full((1, 6), float(size))}
@@ -176,7 +177,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--shape", choices=sorted(SHAPES), default="sd15")
     parser.add_argument("--size", type=int, default=512, help="picture side in pixels")
     parser.add_argument("--references", type=int, nargs="+", default=[1, 2], metavar="N")
-    parser.add_argument("--naive", type=int, nargs="*", default=[2], metavar="N", help="N for which to run the naive way")
+    parser.add_argument("--naive", type=int, nargs="*", default=[2], metavar="N", help="N to run naively too")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default=None)

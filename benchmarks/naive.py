@@ -85,8 +85,8 @@ class _Naive:
         count, half = len(self.run.masks), k.shape[0] // 2
         rows = slice(half, half + count)  # the conditional reference rows
         side = round(q.shape[1] ** 0.5)
-        masks = [torch.nn.functional.interpolate(m[None, None].float(), (side, side))[0, 0] > 0.5 for m in self.run.masks]
-        bias = torch.cat([torch.where(m.flatten(), self.run.weight, -torch.inf) for m in masks])  # R*N
+        masks = [_resize(m, side) for m in self.run.masks]
+        bias = torch.cat([torch.where(m, self.run.weight, -torch.inf) for m in masks])  # R*N
         keys = torch.cat([k[-1], *k[rows]], dim=1)  # H (1+R)N D
         values = torch.cat([v[-1], *v[rows]], dim=1)
         logits = q @ keys.transpose(-1, -2) * scale
@@ -94,9 +94,14 @@ class _Naive:
         out = logits.softmax(-1) @ values
         if self.run.regions is None:
             return out
-        region = torch.nn.functional.interpolate(self.run.regions[None, None].float(), (side, side))[0, 0].flatten() > 0.5
+        region = _resize(self.run.regions, side)
         plain = (q @ k[-1].transpose(-1, -2) * scale).softmax(-1) @ v[-1]
         return torch.where(region[:, None], out, plain)
+
+
+def _resize(mask: Tensor, side: int) -> Tensor:
+    """A mask ``h w`` at ``side x side``, flat and bool."""
+    return torch.nn.functional.interpolate(mask[None, None].float(), (side, side)).flatten() > 0.5
 
 
 def _heads(x: Tensor, heads: int) -> Tensor:

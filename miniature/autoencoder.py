@@ -80,7 +80,7 @@ class Autoencoder(nn.Module):
         self.register_buffer("std", torch.ones(1, 4, 1, 1))
 
     def encode(self, image: Tensor) -> Tensor:
-        """RGB ``B 3 H W`` in [-1, 1], sides multiples of 8, to latents ``B 4 H/8 W/8`` (unscaled, as SD's VAE gives)."""
+        """RGB ``B 3 H W`` in [-1, 1], sides multiples of 8, to unscaled latents ``B 4 H/8 W/8``."""
         return (self.encoder(image) - self.mean) / self.std / self.scaling_factor
 
     def decode(self, latent: Tensor) -> Tensor:

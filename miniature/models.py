@@ -85,8 +85,10 @@ def weights_file(name: str, folder: Path = WEIGHTS) -> Path:
     """
     path = folder / f"{name}.safetensors"
     if not path.exists():
-        raise LikenessError(f"Miniature: weights file {path.name} is missing; restore it from the repository or make it "
-                            f"with: python run.py train {name.replace('text_encoder', 'unet')}")
+        raise LikenessError(
+            f"Miniature: weights file {path.name} is missing; restore it from the repository or make it with: "
+            f"python run.py train {name.replace('text_encoder', 'unet')}"
+        )
     return path
 
 
@@ -151,7 +153,8 @@ def save_unet(weights: dict[str, Tensor], size: int, **metadata: object) -> None
     """Write UNet weights as fp16 with the picture size they were trained at."""
     WEIGHTS.mkdir(exist_ok=True)
     meta = {"picture_size": str(size), **{k: json.dumps(v) for k, v in metadata.items()}}
-    save_file({k: v.detach().cpu().half().contiguous() for k, v in weights.items()}, WEIGHTS / "unet.safetensors", meta)
+    half = {k: v.detach().cpu().half().contiguous() for k, v in weights.items()}
+    save_file(half, WEIGHTS / "unet.safetensors", meta)
 
 
 def save_text_encoder(weights: dict[str, Tensor]) -> None:
@@ -168,4 +171,5 @@ def save_text_encoder(weights: dict[str, Tensor]) -> None:
 
 def tokenize(captions: list[str]) -> Tensor:
     """Token ids ``B 77``."""
-    return load_tokenizer()(captions, padding="max_length", truncation=True, max_length=77, return_tensors="pt").input_ids
+    tokenizer = load_tokenizer()
+    return tokenizer(captions, padding="max_length", truncation=True, max_length=77, return_tensors="pt").input_ids

@@ -69,7 +69,7 @@ def attribute_table(pictures: Sequence[Picture], images: Tensor, originals: Tens
     """Accuracy per attribute: generated, chance, and the classifier's own limit on drawn and reconstructed pictures."""
     columns = [hit_rates(x, pictures) for x in (images, originals, reconstructed)]
     luck = chance(pictures)
-    rows = ["| told by the caption | generated | chance | drawn | drawn, through the autoencoder |", "|---|---|---|---|---|"]
+    rows = ["| told by the caption | generated | chance | drawn | drawn, autoencoded |", "|---|---|---|---|---|"]
     for name in luck:
         made, drawn_, through = (c[name] for c in columns)
         rows.append(f"| {name} | {made:.0%} | {luck[name]:.0%} | {drawn_:.0%} | {through:.0%} |")
@@ -98,7 +98,10 @@ def curves(side: int = 480) -> Image.Image:
         times, losses = [r["seconds"] for r in rows], [r["loss"] for r in rows]
         x0, y0, width, height = (index % 2) * side + 20, (index // 2) * (side // 2) + 30, side - 40, side // 2 - 60
         top = sorted(losses)[int(len(losses) * 0.98)]
-        points = [(x0 + width * t / times[-1], y0 + height * (1 - min(v / top, 1))) for t, v in zip(times, losses, strict=True)]
+        points = [
+            (x0 + width * t / times[-1], y0 + height * (1 - min(v / top, 1)))
+            for t, v in zip(times, losses, strict=True)
+        ]
         draw.rectangle((x0, y0, x0 + width, y0 + height), outline="#cccccc")
         draw.line(points, fill="#2f62c9", width=2)
         draw.text((x0, y0 - 18), f"{path.stem}: loss, 0 to {top:.3g}; 0 to {times[-1] / 60:.0f} minutes, "

@@ -43,7 +43,8 @@ def _merges_file() -> Path:
 
 def _convert(source: Path, folder: Path) -> None:
     """Write ``vocab.json`` and ``merges.txt`` as transformers expects them."""
-    merges = gzip.open(source, "rt", encoding="utf-8").read().split("\n")[1 : VOCABULARY - 2 * 256 - 2 + 1]
+    with gzip.open(source, "rt", encoding="utf-8") as file:
+        merges = file.read().split("\n")[1 : VOCABULARY - 2 * 256 - 2 + 1]
     symbols = _byte_symbols()
     tokens = [*symbols, *(s + "</w>" for s in symbols), *("".join(m.split()) for m in merges),
               "<|startoftext|>", "<|endoftext|>"]

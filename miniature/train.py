@@ -12,7 +12,6 @@ import functools
 import logging
 from collections.abc import Callable, Sequence
 
-import torch
 from safetensors.torch import save_file
 from torch import nn
 
@@ -76,6 +75,5 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="settings of the part, e.g. minutes=30")
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    torch.set_num_threads(torch.get_num_threads())
     PARTS[args.part](_overrides(args.settings))
     return 0

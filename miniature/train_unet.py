@@ -128,7 +128,9 @@ class Balance:
         return (error / self.mean[band]).mean() * self.mean.mean()
 
 
-def diffusion_loss(model: Diffuser, latents: Tensor, ids: Tensor, alphas: Tensor, balance: Balance, bf16: bool) -> Tensor:
+def diffusion_loss(
+    model: Diffuser, latents: Tensor, ids: Tensor, alphas: Tensor, balance: Balance, bf16: bool
+) -> Tensor:
     """Noise-prediction error, balanced over noise levels."""
     t = torch.randint(0, len(alphas), (len(latents),), device=latents.device)
     alpha = alphas[t].reshape(-1, 1, 1, 1)

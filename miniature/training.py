@@ -76,6 +76,7 @@ class Log:
 
     def write(self, **values: float | Tensor) -> None:
         """Append the values, rounded to four digits."""
-        row = {k: v if isinstance(v, int) else float(f"{v.item() if isinstance(v, Tensor) else v:.4g}") for k, v in values.items()}
+        values = {k: v.item() if isinstance(v, Tensor) else v for k, v in values.items()}
+        row = {k: v if isinstance(v, int) else float(f"{v:.4g}") for k, v in values.items()}
         with self.path.open("a") as file:
             file.write(json.dumps(row) + "\n")

@@ -65,7 +65,8 @@ def _hat(canvas: skia.Canvas, item: Item, w: float, face: Face) -> None:
 
 
 def _crown(canvas: skia.Canvas, item: Item, w: float, face: Face) -> None:
-    path = _poly((-w * 0.9, -0.34), (-w, -0.8), (-w * 0.45, -0.58), (0, -0.88), (w * 0.45, -0.58), (w, -0.8), (w * 0.9, -0.34))
+    left = [(-w * 0.9, -0.34), (-w, -0.8), (-w * 0.45, -0.58)]
+    path = _poly(*left, (0, -0.88), *((-x, y) for x, y in reversed(left)))
     canvas.drawPath(path, _paint("#f2c230"))
     for x in (-0.55, 0.0, 0.55):
         canvas.drawCircle(x * w, -0.46, 0.065, _paint(COLOURS[item.colour]))

@@ -50,7 +50,9 @@ def oval(canvas: skia.Canvas, x: float, y: float, rx: float, ry: float, paint: s
     canvas.drawOval(skia.Rect.MakeLTRB(x - rx, y - ry, x + rx, y + ry), paint)
 
 
-def box(canvas: skia.Canvas, x0: float, y0: float, x1: float, y1: float, paint: skia.Paint, radius: float = 0.0) -> None:
+def box(
+    canvas: skia.Canvas, x0: float, y0: float, x1: float, y1: float, paint: skia.Paint, radius: float = 0.0
+) -> None:
     """A rectangle, rounded by ``radius``."""
     canvas.drawRoundRect(skia.Rect.MakeLTRB(x0, y0, x1, y1), radius, radius, paint)
 
@@ -69,11 +71,12 @@ def head_path(face: Face) -> skia.Path:
 def draw_person(canvas: skia.Canvas, figure: Figure) -> None:
     """Draw the figure on a canvas already in head units (the body upright, the head tilted)."""
     identity, face = figure.identity, face_of(figure.identity)
-    for part, tilted in ((_back_hair, True), (_body, False), (_head, True), (_front_hair, True)):
+    parts = ((_back_hair, identity, True), (_body, figure, False), (_head, figure, True), (_front_hair, identity, True))
+    for part, what, tilted in parts:
         canvas.save()
         if tilted:
             canvas.rotate(figure.tilt)
-        part(canvas, figure if part is _body else identity, face) if part is not _head else _head(canvas, figure, face)
+        part(canvas, what, face)
         canvas.restore()
     if figure.item is not None:
         draw_figure_item(canvas, figure)

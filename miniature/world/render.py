@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import skia
 
-from .geometry import dense_points, face_of, five_points, joints, place
+from .geometry import Face, dense_points, face_of, five_points, joints, place
 from .items import ALONE, draw_item
 from .person import draw_face, draw_figure_item, draw_person
 from .scenes import draw_scene
@@ -99,8 +99,6 @@ def _mask(figure: Figure, size: int, draw: Callable[[skia.Canvas, Figure], None]
 
 
 def _alone(canvas: skia.Canvas, item: Item, size: int) -> None:
-    from .geometry import Face
-
     x, y, extent = ALONE[item.kind]
     scale = 0.34 * size / extent
     canvas.save()

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import skia
 
-from .person import box, fill, line, oval, polygon
+from .person import box, colour, fill, line, oval, polygon
 
 _WALLS = ("#b9c4cc", "#d8c7b0", "#9fb8a6", "#c9b2c6", "#e3dccb")
 
@@ -18,8 +18,6 @@ def draw_scene(canvas: skia.Canvas, scene: str, seed: int) -> None:
 
 
 def _sky(canvas: skia.Canvas, top: str, bottom: str, horizon: float = 1.0) -> None:
-    from .person import colour
-
     shader = skia.GradientShader.MakeLinear([(0, 0), (0, horizon)], [colour(top), colour(bottom)])
     canvas.drawRect(skia.Rect.MakeWH(1, 1), skia.Paint(Shader=shader))
 
@@ -118,7 +116,8 @@ def _underwater(canvas: skia.Canvas, rng: random.Random) -> None:
         x, y, way = rng.random(), rng.uniform(0.1, 0.9), rng.choice((-1, 1))
         code = rng.choice(("#f58a3c", "#f4d13d"))
         oval(canvas, x, y, 0.06, 0.035, fill(code))
-        canvas.drawPath(polygon([(x - way * 0.05, y), (x - way * 0.1, y - 0.04), (x - way * 0.1, y + 0.04)]), fill(code))
+        tail = polygon([(x - way * 0.05, y), (x - way * 0.1, y - 0.04), (x - way * 0.1, y + 0.04)])
+        canvas.drawPath(tail, fill(code))
 
 
 def _meadow(canvas: skia.Canvas, rng: random.Random) -> None:

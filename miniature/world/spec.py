@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from .identity import Identity, sample_identity
 
@@ -23,7 +23,9 @@ SCENES = {
     "city": "in the city", "night": "at night", "desert": "in the desert", "room": "in a room",
     "underwater": "under water", "meadow": "in a meadow",
 }
-STYLES = {"flat": "a picture of", "sketch": "a sketch of", "watercolor": "a watercolor of", "dark": "a dark picture of"}
+STYLES = {
+    "flat": "a picture of", "sketch": "a sketch of", "watercolor": "a watercolor of", "dark": "a dark picture of",
+}
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Figure:
-    """One person in a picture. ``centre``, ``head`` are fractions of the picture's side (of the head, of its height)."""
+    """One person in a picture. ``centre`` (of the head) and ``head`` (its height) are fractions of the picture's side."""
 
     identity: Identity
     garment: str
@@ -62,7 +64,6 @@ class Picture:
     style: str
     item: Item | None = None
     seed: int = 0
-    extra: dict = field(default_factory=dict)
 
     @property
     def caption(self) -> str:
