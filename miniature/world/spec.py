@@ -39,7 +39,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Figure:
-    """One person in a picture. ``centre`` (of the head) and ``head`` (its height) are fractions of the picture's side."""
+    """One person; ``centre`` (of the head) and ``head`` (its height) are fractions of the picture's side."""
 
     identity: Identity
     garment: str
