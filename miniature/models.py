@@ -1,8 +1,9 @@
 """The miniature's models: SD1.5's topology, narrower. Configs, loading, saving.
 
-Weights are fp16 safetensors in ``miniature/weights``: ``autoencoder``, ``unet`` (diffusers keys), ``text_encoder``
-(transformers keys under ``text_model.``; of the embedding table only the rows that were trained, the others come from
-a seed). The picture size the UNet was last trained at is in the UNet file's metadata.
+Weights are fp16 safetensors in ``miniature/weights``: ``autoencoder``; ``unet_encoder`` and ``unet_decoder`` (diffusers
+keys, two files to keep each small); ``text_encoder`` (transformers keys under ``text_model.``; of the embedding table
+only the rows that were trained, the others come from a seed). The picture size the UNet was last trained at is in its
+files' metadata.
 """
 
 from __future__ import annotations
@@ -54,6 +55,8 @@ TEXT_ENCODER = {
 }
 AUTOENCODER = {"scaling_factor": SCALING_FACTOR}
 SCHEDULE = {"num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+UNET_FILES = ("unet_encoder", "unet_decoder")
+_DECODER_KEYS = ("up_blocks.", "conv_norm_out.", "conv_out.")
 _TABLE = "text_model.embeddings.token_embedding.weight"
 
 
@@ -87,14 +90,15 @@ def weights_file(name: str, folder: Path = WEIGHTS) -> Path:
     if not path.exists():
         raise LikenessError(
             f"Miniature: weights file {path.name} is missing; restore it from the repository or make it with: "
-            f"python run.py train {name.replace('text_encoder', 'unet')}"
+            f"python run.py train {'unet' if name in (*UNET_FILES, 'text_encoder') else name}"
         )
     return path
 
 
 def unet_weights() -> dict[str, Tensor]:
     """The UNet's weights, fp32, diffusers keys."""
-    return {k: v.float() for k, v in load_file(weights_file("unet")).items()}
+    parts = [load_file(weights_file(name)) for name in UNET_FILES]
+    return {k: v.float() for part in parts for k, v in part.items()}
 
 
 def text_encoder_weights() -> dict[str, Tensor]:
@@ -113,7 +117,7 @@ def autoencoder_weights() -> dict[str, Tensor]:
 
 def picture_size() -> int:
     """Side in pixels of the pictures the UNet was last trained on (128 or 256)."""
-    with safe_open(weights_file("unet"), "pt") as file:
+    with safe_open(weights_file(UNET_FILES[0]), "pt") as file:
         return int((file.metadata() or {}).get("picture_size", 256))
 
 
@@ -153,8 +157,11 @@ def save_unet(weights: dict[str, Tensor], size: int, **metadata: object) -> None
     """Write UNet weights as fp16 with the picture size they were trained at."""
     WEIGHTS.mkdir(exist_ok=True)
     meta = {"picture_size": str(size), **{k: json.dumps(v) for k, v in metadata.items()}}
-    half = {k: v.detach().cpu().half().contiguous() for k, v in weights.items()}
-    save_file(half, WEIGHTS / "unet.safetensors", meta)
+    parts: dict[str, dict[str, Tensor]] = {name: {} for name in UNET_FILES}
+    for key, value in weights.items():
+        parts[UNET_FILES[key.startswith(_DECODER_KEYS)]][key] = value.detach().cpu().half().contiguous()
+    for name, part in parts.items():
+        save_file(part, WEIGHTS / f"{name}.safetensors", meta)
 
 
 def save_text_encoder(weights: dict[str, Tensor]) -> None:
