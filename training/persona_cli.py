@@ -83,12 +83,12 @@ def parser() -> argparse.ArgumentParser:
 
 def _training_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--steps", type=int, help="training steps (default 1000; miniature 300)")
-    sub.add_argument("--batch", type=int, help="samples a step (default 2; miniature 4)")
-    sub.add_argument("--learning-rate", type=float, help="AdamW's step size (default 1e-4; miniature 1e-3)")
+    sub.add_argument("--batch", type=int, help="samples a step (default 2)")
+    sub.add_argument("--learning-rate", type=float, help="AdamW's step size (default 1e-4; miniature 5e-3)")
     sub.add_argument("--tokens", type=int, help="words per persona (default 4)")
     sub.add_argument("--stages", choices=("fixed", "iou"), help="fixed bounds, or from attention after a warm-up")
-    sub.add_argument("--low", type=int, help="lowest timestep of the dynamic stage (default 400)")
-    sub.add_argument("--high", type=int, help="highest timestep of the dynamic stage (default 800)")
+    sub.add_argument("--low", type=int, help="lowest timestep of the dynamic stage (default 400; miniature 100)")
+    sub.add_argument("--high", type=int, help="highest timestep of the dynamic stage (default 800; miniature 700)")
     sub.add_argument("--tandem", type=float, help="weight of Tandem Equilibrium (default 0.001); 0: off")
     sub.add_argument("--precision", choices=("fp32", "bf16"), help="compute type (default fp32)")
     sub.add_argument("--identity", type=float, help="weight of the identity loss (miniature only; default 0)")

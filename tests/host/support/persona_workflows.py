@@ -9,7 +9,10 @@ from .layout import node
 from .magicface_workflows import MASK_OUTPUTS, PERSON, Prompt
 
 FACE = MASK_OUTPUTS["face"]
-LEARNING = {"steps": 200, "batch": 2, "learning_rate": 0.002, "precision": "fp32", "seed": 0, "preview_every": 0}
+LEARNING = {
+    "steps": 300, "batch": 2, "learning_rate": 0.005, "low": 100, "high": 700, "precision": "fp32", "seed": 0,
+    "preview_every": 0,
+}  # fmt: skip
 SAMPLING = {"steps": 20, "cfg": 6.0, "sampler_name": "ddim", "scheduler": "ddim_uniform", "denoise": 1.0}
 SD_SAMPLING = {"steps": 50, "cfg": 8.0, "sampler_name": "ddim", "scheduler": "ddim_uniform", "denoise": 1.0}
 MODEL = {"model": ["checkpoint", 0], "clip": ["checkpoint", 1], "vae": ["checkpoint", 2]}
