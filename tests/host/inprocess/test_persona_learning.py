@@ -219,3 +219,10 @@ def test_empty_folder_lists_an_entry():
     assert persona_files.list_personas() == [persona_files.NONE]
     with pytest.raises(LikenessError):
         persona_files.load(persona_files.NONE)
+
+
+def test_prompts_of_ones_own():
+    assert persona_learn.prompt_lines(" a {} \n\nthe {}\n", "templates") == ("a {}", "the {}")
+    for wrong in ("no slot", "{} and {}"):
+        with pytest.raises(LikenessError, match="exactly once"):
+            persona_learn.prompt_lines(wrong, "templates")
