@@ -19,7 +19,15 @@ from ..faces.miniature import MiniatureDetector, MiniatureEmbedder
 from ..miniature.pipeline import Pipeline
 from ..miniature.world import Identity, Picture, ground_truth, render, sample_identity, sample_picture
 from ..miniature.world.spec import Figure, sample_figure
-from .metrics import IdentityJudge, Summary, detection_rate, prompt_accuracy, prompt_hits, summarise
+from .metrics import (
+    IdentityJudge,
+    Summary,
+    detection_rate,
+    face_colours,
+    prompt_accuracy,
+    prompt_hits,
+    summarise,
+)
 
 log = logging.getLogger("likeness")
 Progress = Callable[[int], None]
@@ -146,6 +154,7 @@ class Outcome:
         images: ``B 3 H W`` in [0, 1].
         identity: similarity per picture (mean over its people); -1 where no face was found.
         found: share of people whose face was found.
+        colour: distance of skin and hair colour from the reference's, per picture; empty with several people.
         prompt: share of told attributes seen, per picture.
         hits: per picture and attribute.
         seconds: wall-clock time of sampling one picture.
@@ -154,6 +163,7 @@ class Outcome:
     images: Tensor
     identity: list[float]
     found: float
+    colour: list[float]
     prompt: list[float]
     hits: list[dict[str, bool]]
     seconds: float
@@ -166,15 +176,17 @@ def default_judge() -> IdentityJudge:
 
 def judge_case(judge: IdentityJudge, case: Case, images: Tensor, seconds: float) -> Outcome:
     """Score the pictures of one case."""
-    references = torch.cat([judge.embed(c.image, [c.box]) for c in case.concepts])
+    references, colour = torch.cat([judge.embed(c.image, [c.box]) for c in case.concepts]), []
     if len(case.concepts) == 1:
+        only = case.concepts[0]
         scores = [[score] for score in judge.similarity(images, references[0])]
+        colour = judge.colour_distances(images, face_colours(only.image, only.box))
     else:
         scores = judge.assignment(images, references)
     asked = [case.picture] * len(images)
     return Outcome(
         images, [float(np.mean(row)) for row in scores], detection_rate([s for row in scores for s in row]),
-        prompt_accuracy(images, asked), prompt_hits(images, asked), seconds / len(images),
+        colour, prompt_accuracy(images, asked), prompt_hits(images, asked), seconds / len(images),
     )
 
 
@@ -197,6 +209,7 @@ class Row:
     variant: str
     identity: Summary
     found: float
+    colour: Summary | None
     prompt: Summary
     seconds: float
 
@@ -207,6 +220,7 @@ def summarise_variant(variant: str, outcomes: Sequence[Outcome]) -> Row:
         variant,
         summarise(dict(enumerate(o.identity for o in outcomes))),
         float(np.mean([o.found for o in outcomes])),
+        summarise(dict(enumerate(o.colour for o in outcomes))) if outcomes[0].colour else None,
         summarise(dict(enumerate(o.prompt for o in outcomes))),
         float(np.mean([o.seconds for o in outcomes])),
     )
@@ -227,8 +241,8 @@ def measure(
 
 def markdown(rows: Sequence[Row]) -> str:
     """The rows as a table."""
-    lines = ["| variant | identity similarity (95% interval) | faces found | prompt accuracy (95% interval) |"
-             " s a picture |",
-             "|---|---|---|---|---|"]
-    lines += [f"| {r.variant} | {r.identity} | {r.found:.0%} | {r.prompt} | {r.seconds:.1f} |" for r in rows]
+    lines = ["| variant | identity similarity (95% interval) | faces found | skin and hair colour distance "
+             "| prompt accuracy (95% interval) | s a picture |", "|---|---|---|---|---|---|"]
+    lines += [f"| {r.variant} | {r.identity} | {r.found:.0%} | {r.colour or 'not for several'} | {r.prompt} "
+              f"| {r.seconds:.1f} |" for r in rows]
     return "\n".join(lines)

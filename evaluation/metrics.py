@@ -82,6 +82,14 @@ class IdentityJudge:
             scores.append(NO_FACE if largest is None else float(vectors[largest] @ reference))
         return scores
 
+    def colour_distances(self, images: Tensor, reference: Tensor) -> list[float]:
+        """Distance of the largest face's skin and hair colours from ``2 3``; 1 where there is no face."""
+        out = []
+        for image, faces in zip(images, self.detector.detect(images), strict=True):
+            face = max(faces, key=lambda f: f.area, default=None)
+            out.append(1.0 if face is None else colour_distance(face_colours(image, face.box), reference))
+        return out
+
     def assignment(self, images: Tensor, references: Tensor) -> list[list[float]]:
         """For several people in one picture: cosine of each reference ``R D`` with its face.
 
@@ -94,6 +102,28 @@ class IdentityJudge:
             row = [float(vectors[i] @ reference) for i, reference in zip(largest, references, strict=False)]
             scores.append(row + [NO_FACE] * (len(references) - len(row)))
         return scores
+
+
+Box = tuple[float, float, float, float]
+#: parts of a face's box, as shares of its width and height: x0, y0, x1, y1
+SKIN_PART, HAIR_PART = (0.28, 0.45, 0.72, 0.85), (0.25, -0.06, 0.75, 0.1)
+
+
+def face_colours(image: Tensor, box: Box) -> Tensor:
+    """Mean colours of skin and hair, ``2 3``, of a face ``box`` in a picture ``3 H W``."""
+    return torch.stack([_part_colour(image, box, part) for part in (SKIN_PART, HAIR_PART)])
+
+
+def _part_colour(image: Tensor, box: Box, part: Box) -> Tensor:
+    (x0, y0, x1, y1), (height, width) = box, image.shape[-2:]
+    xs = [min(max(round(x0 + share * (x1 - x0)), 0), width - 1) for share in (part[0], part[2])]
+    ys = [min(max(round(y0 + share * (y1 - y0)), 0), height - 1) for share in (part[1], part[3])]
+    return image[:, ys[0] : ys[1] + 1, xs[0] : xs[1] + 1].mean(dim=(1, 2))
+
+
+def colour_distance(a: Tensor, b: Tensor) -> float:
+    """Mean absolute difference of :func:`face_colours`, 0 (equal) to 1."""
+    return float((a - b).abs().mean())
 
 
 def detection_rate(scores: Sequence[float]) -> float:

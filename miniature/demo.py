@@ -145,11 +145,11 @@ def warm_up(pipeline: Pipeline) -> None:
 
 def drawn_table(rows: Sequence[tuple[str, measure.Row, float | None]]) -> str:
     """The table of measured effects."""
-    lines = ["| concepts | variant | cases | identity similarity | faces found | prompt accuracy | s a picture "
-             "| peak MiB |", "|---|---|---|---|---|---|---|---|"]
+    lines = ["| concepts | variant | cases | identity similarity | faces found | colour distance | prompt accuracy "
+             "| s a picture | peak MiB |", "|---|---|---|---|---|---|---|---|---|"]
     for concepts, r, peak in rows:
-        lines.append(f"| {concepts} | {r.variant} | {r.identity.count} | {r.identity} | {r.found:.0%} | {r.prompt} "
-                     f"| {r.seconds:.2f} | {memory(peak)} |")
+        lines.append(f"| {concepts} | {r.variant} | {r.identity.count} | {r.identity} | {r.found:.0%} "
+                     f"| {r.colour or '-'} | {r.prompt} | {r.seconds:.2f} | {memory(peak)} |")
     return "\n".join(lines)
 
 
