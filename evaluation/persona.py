@@ -193,7 +193,7 @@ def attention_share(host: PersonaHost, persona: Persona, pictures: Sequence[Pict
     times = torch.tensor([low + (high - low) * part // 4 for part in (1, 2, 3)])
     shares = []
     for picture in pictures:
-        layout = lay_out(persona_prompt(picture), {PLACEHOLDER: persona.tokens}, host.tokenizer, host.tokenizer.pad)
+        layout = lay_out(persona_prompt(picture), {PLACEHOLDER: persona.tokens}, host.tokenizer, host.tokenizer.bos)
         shares += _shares(host, persona, layout, times)
     return sum(shares) / len(shares)
 

@@ -89,7 +89,7 @@ class PersonaTrainer:
                 )
 
     def _layout(self, template: str) -> Layout:
-        return lay_out(template, {TEMPLATE_SLOT: self.config.tokens}, self.host.tokenizer, self.host.tokenizer.pad)
+        return lay_out(template, {TEMPLATE_SLOT: self.config.tokens}, self.host.tokenizer, self.host.tokenizer.bos)
 
     def _fresh(self, stages: Stages) -> None:
         """A new mapper and optimiser whose anchors span the stages' dynamic range."""

@@ -60,7 +60,7 @@ class Layout:
     """One prompt ready for the encoder.
 
     Attributes:
-        ids: ``L`` token ids, the supercategory's filler id at the holes.
+        ids: ``L`` token ids, a filler id at the holes.
         slots: positions of each persona's words, by placeholder.
         words: positions of all other prompt tokens (no begin, end or padding).
     """
@@ -109,10 +109,15 @@ def split_prompt(prompt: str, placeholders: Sequence[str]) -> list[tuple[str, bo
 def lay_out(prompt: str, holes: Mapping[str, int], tokenizer: Tokenizer, filler: int) -> Layout:
     """Tokenise a prompt with ``holes[placeholder]`` positions left open for each placeholder.
 
+    The open positions hold ``filler``, whose embedding is overwritten; it must not be the end token, behind which an
+    encoder may pad in its own way.
+
     Raises:
         LikenessError: a placeholder is missing, doubled, or lies beyond the encoder's length.
     """
     check_placeholders(prompt, list(holes))
+    if holes and filler == tokenizer.eos:
+        raise ValueError("lay_out: the filler is the end token; expected any other, such as the begin token")
     ids, slots, words = [tokenizer.bos], {}, []
     for text, taken in split_prompt(prompt, list(holes)):
         start = len(ids)
@@ -137,7 +142,7 @@ def lay_out(prompt: str, holes: Mapping[str, int], tokenizer: Tokenizer, filler:
 
 def plain_ids(prompts: Sequence[str], tokenizer: Tokenizer) -> Tensor:
     """Ordinary prompts -> ``B L`` ids, cut at the encoder's length."""
-    return torch.stack([lay_out(prompt, {}, tokenizer, tokenizer.pad).ids for prompt in prompts])
+    return torch.stack([lay_out(prompt, {}, tokenizer, tokenizer.bos).ids for prompt in prompts])
 
 
 def _index(sequence: Tensor, positions: Tensor) -> Tensor:

@@ -211,7 +211,7 @@ def persona_contexts(
         persona.check_base(host.text.widths)
     early = plain_contexts(host, [supercategory_prompt(prompt, personas)])
     holes = {placeholder: persona.tokens for placeholder, persona in personas.items()}
-    layout = lay_out(prompt, holes, host.tokenizer, host.tokenizer.pad)
+    layout = lay_out(prompt, holes, host.tokenizer, host.tokenizer.bos)
     stages = next(iter(personas.values())).stages
 
     def dynamic(wanted: Tensor) -> Contexts:
