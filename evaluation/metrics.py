@@ -16,6 +16,8 @@ from ..miniature.world import Picture
 from ..miniature.world.spec import ACCESSORIES
 
 NO_FACE = -1.0
+#: told in captions but not judged: the classifier does not read it better than chance (miniature/logs/classifier.md)
+NOT_JUDGED = ("expression",)
 
 
 @dataclass(frozen=True)
@@ -132,7 +134,10 @@ def detection_rate(scores: Sequence[float]) -> float:
 
 
 def told(picture: Picture) -> dict[str, object]:
-    """What the picture's caption tells: attribute -> value in the classifier's words; ``accessory`` -> set of kinds."""
+    """What the picture's caption tells: attribute -> value in the classifier's words; ``accessory`` -> set of kinds.
+
+    Attributes in NOT_JUDGED are left out.
+    """
     out: dict[str, object] = {"scene": picture.scene, "style": picture.style, "people": len(picture.figures)}
     if len(picture.figures) <= 1:
         out["shot"] = picture.shot
@@ -142,7 +147,8 @@ def told(picture: Picture) -> dict[str, object]:
         out |= {"expression": figure.expression} if figure.expression else {}
         out |= {"gender": figure.word} if figure.word in ATTRIBUTES["gender"] else {}
     kinds = {item.kind for item in (picture.item, *(f.item for f in picture.figures)) if item is not None}
-    return {**out, "accessory": kinds} if kinds else out
+    out |= {"accessory": kinds} if kinds else {}
+    return {name: value for name, value in out.items() if name not in NOT_JUDGED}
 
 
 @torch.no_grad()

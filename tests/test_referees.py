@@ -22,8 +22,9 @@ from likeness.miniature import referees as networks
 from likeness.miniature.world import ground_truth, sample_identity, sample_picture
 
 BOUNDS = {"recall": 0.97, "precision": 0.88, "landmarks": 0.05, "no face": 0.8, "auc": 0.98, "verification": 0.93,
-          "same": 0.78, "different": 0.08, "trait lift": 0.16, "own prompt": 0.6}
-ACCURACY = {"shot": 0.8, "scene": 0.8, "style": 0.8, "people": 0.7}
+          "same": 0.78, "different": 0.08, "trait lift": 0.16, "own prompt": 0.73}
+ACCURACY = {"shot": 0.96, "scene": 0.88, "style": 0.88, "people": 0.97, "garment": 0.43, "colour": 0.78, "gender": 0.51,
+            "accessory": 0.53}
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +124,7 @@ def test_a_drawn_picture_fulfils_its_own_caption_and_not_another() -> None:
     own = np.mean(metrics.prompt_accuracy(images, pictures))
     others = np.mean(metrics.prompt_accuracy(images, pictures[1:] + pictures[:1]))
     assert own > BOUNDS["own prompt"]
-    assert others < own - 0.3
+    assert others < own - 0.2
 
 
 def test_only_what_the_caption_tells_is_judged() -> None:
@@ -131,8 +132,9 @@ def test_only_what_the_caption_tells_is_judged() -> None:
     figure = replace(picture.figures[0], word="person", expression="", item=None)
     asked = metrics.told(replace(picture, figures=(figure,)))
     assert set(asked) == {"scene", "style", "people", "shot", "garment", "colour"}
-    assert {"gender", "expression"} <= set(metrics.told(replace(picture, figures=(
-        replace(figure, word=figure.identity.gender, expression="sad"),))))
+    named = replace(figure, word=figure.identity.gender, expression="sad")
+    more = set(metrics.told(replace(picture, figures=(named,))))
+    assert "gender" in more and not more & set(metrics.NOT_JUDGED)
     for case in pair_cases(3, 128):
         assert set(metrics.told(case.picture)) == {"scene", "style", "people"}
 
