@@ -28,7 +28,7 @@ OLDEST_TORCH = "torch>=2.4"
 COMMANDS = {
     "demo": ("miniature.demo", "MagicFace on the miniature: contact sheet, maps, table of measured effects"),
     "persona": ("training.persona_cli", "learn a persona from pictures and draw it (PersonaMagic)"),
-    "prove": ("evaluation.prove", "measure every effect on held-out people and print the tables"),
+    "prove": ("evaluation.persona", "measure every effect on held-out people and print the tables"),
     "benchmark": ("benchmarks.magicface", "time and memory of MagicFace against vanilla and naive attention"),
     "train": ("miniature.train", "retrain a part of the miniature from its seed, resumable"),
     "report": ("miniature.report", "measure the miniature itself: samples, attribute accuracy, reconstruction"),
