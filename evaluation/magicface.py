@@ -77,8 +77,8 @@ class Case:
 
 def reference_picture(identity: Identity, rng: random.Random) -> Picture:
     """A plain portrait: studio, no accessory, neutral."""
-    figure = replace(sample_figure(rng, "portrait", identity), item=None, expression="", centre=(0.5, 0.46), head=0.58,
-                     tilt=0.0, word=identity.gender, hair_told=False)
+    figure = replace(sample_figure(rng, "portrait", identity), item=None, expression="", action="standing",
+                     centre=(0.5, 0.46), head=0.58, tilt=0.0, word=identity.gender, hair_told=False)
     return Picture((figure,), "portrait", "studio", "flat", seed=rng.randrange(2**31))
 
 
