@@ -19,13 +19,13 @@ class MiniatureLoader(io.ComfyNode):
             category="Likeness/Miniature",
             description=(
                 "Loads the small model that comes with the pack: Stable Diffusion 1.5's structure, trained on drawn "
-                "people. It makes 256 x 256 pictures in seconds on a CPU, so that every example works before any "
+                "people. It makes small pictures in seconds on a CPU, so that every example works before any "
                 "checkpoint is downloaded. Replace it by Load Checkpoint to work on your own model."
             ),
             search_aliases=["checkpoint", "demo model", "tiny sd"],
             inputs=[],
             outputs=[
-                io.Model.Output(tooltip="The miniature's UNet (SD1.5 structure, eps-prediction). Best at 256 x 256."),
+                io.Model.Output(tooltip="The miniature's UNet, of SD1.5's structure. Its help names its best size."),
                 io.Clip.Output(tooltip="Its text encoder. It knows the words of its world: see this node's help."),
                 io.Vae.Output(tooltip="Its autoencoder, 8 pixels to a latent, as Stable Diffusion's."),
             ],

@@ -54,7 +54,7 @@ class MiniatureSample(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "size", default=256, min=64, max=1024, step=8,
-                    tooltip="Side of the square picture in pixels. The miniature itself works best at 256.",
+                    tooltip="Side of the square picture in pixels.",
                     **ADVANCED,
                 ),
             ],

@@ -21,6 +21,8 @@ from .support.server import Server
 
 def text_to_image() -> dict[str, Any]:
     """The miniature as any checkpoint: nothing of the methods in it."""
+    from ...miniature.models import picture_size
+
     return {
         "checkpoint": node("LikenessMiniatureLoader"),
         "positive": node(
@@ -28,7 +30,7 @@ def text_to_image() -> dict[str, Any]:
             text="a picture of a woman wearing a red sweater and a hat, smiling, portrait, in the snow",
         ),
         "negative": node("CLIPTextEncode", "Nothing (negative)", [400, 100], clip=["checkpoint", 1], text=""),
-        "latent": node("EmptyLatentImage", width=256, height=256, batch_size=4),
+        "latent": node("EmptyLatentImage", width=picture_size(), height=picture_size(), batch_size=4),
         "sampler": node(
             "KSampler", model=["checkpoint", 0], positive=["positive", 0], negative=["negative", 0],
             latent_image=["latent", 0], seed=1, steps=20, cfg=6.0, sampler_name="dpmpp_2m", scheduler="karras",

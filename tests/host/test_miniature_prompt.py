@@ -17,7 +17,7 @@ from likeness.tests.host.support.server import PromptError, Run, Server
 
 def prompt(steps: int = 4, **sampler: Any) -> dict[str, Any]:
     graph = copy.deepcopy(text_to_image())
-    graph["latent"]["inputs"].update(batch_size=1)
+    graph["latent"]["inputs"].update(width=256, height=256, batch_size=1)
     graph["sampler"]["inputs"].update(steps=steps, **sampler)
     return graph
 

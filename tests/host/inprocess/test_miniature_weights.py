@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from likeness.hosts.comfy import miniature, miniature_world
@@ -25,6 +27,11 @@ def sample(**changes) -> miniature_world.Sample:
 
 def test_model_tells_its_picture_size(loaded) -> None:
     assert loaded[0].get_attachment(NATIVE_SIDE) == models.picture_size()
+
+
+def test_help_names_the_picture_size() -> None:
+    page = Path(models.__file__).parents[1] / "js" / "docs" / "LikenessMiniatureLoader.md"
+    assert f"{models.picture_size()} x {models.picture_size()} pixels" in page.read_text("utf-8")
 
 
 def test_text_encoder_is_that_of_the_headless_commands(loaded) -> None:
