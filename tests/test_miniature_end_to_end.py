@@ -1,10 +1,10 @@
 """MagicFace on the miniature's trained weights, held-out people: identity rises over vanilla, the prompt still holds.
 
-The bounds come from measured spread. With 5 people, 2 seeds, 12 steps and the weights after 3,800 UNet steps at 128
-pixels, four disjoint sets of people (case seeds 1000, 3000, 3100, 3200) gave identity gains of 0.108, 0.106, 0.147 and
-0.046 (mean 0.102, standard deviation 0.042) and prompt changes of -0.025, -0.022, +0.003 and -0.011 (mean -0.014,
-standard deviation 0.013). Identity must gain more than the mean less two standard deviations, the prompt may lose no
-more than the mean less four. The scene was right in all pictures looked at (chance 0.1), so half is asked for.
+The bounds come from measured spread. With 5 people, 2 seeds, 12 steps and the weights after 4,340 UNet steps at 128
+pixels, four disjoint sets of people (case seeds 1000, 3000, 3100, 3200) gave identity gains of 0.116, 0.121, 0.166 and
+0.092 (mean 0.124, standard deviation 0.031) and prompt changes of +0.027, +0.036, -0.039 and -0.039 (mean -0.004,
+standard deviation 0.041). Both bounds are the mean less two standard deviations. The scene was right in all pictures of
+the first set (chance 0.1), so half is asked for.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from likeness.evaluation import magicface as measure
 from likeness.miniature.pipeline import miniature
 
 PEOPLE, SEEDS, STEPS = 5, (1, 2), 12
-IDENTITY_GAIN, PROMPT_LOSS, SCENE = 0.018, 0.066, 0.5
+IDENTITY_GAIN, PROMPT_LOSS, SCENE = 0.06, 0.086, 0.5
 
 
 @pytest.fixture(scope="module")
