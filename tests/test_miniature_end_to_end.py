@@ -4,8 +4,8 @@ The bounds come from the spread over 24 other held-out people (case seed 5000; 2
 UNet steps at 128 pixels). Changes from vanilla, mean and standard deviation over people: identity similarity +0.08
 and 0.166, skin and hair colour distance -0.02 and 0.029, prompt accuracy -0.04 and 0.078. The means of 10 people
 scatter by a standard deviation over the square root of 10, so identity lies above 0 and colour below 0 (means less 1.5
-and 2.2 of those), and the prompt loses less than 0.09 (2 of those). The scene was right in all pictures of another set (chance
-0.1), so half is asked for.
+and 2.2 of those), and the prompt loses less than 0.09 (2 of those). The scene was right in all pictures of
+another set (chance 0.1), so half is asked for.
 """
 
 from __future__ import annotations
