@@ -131,7 +131,7 @@ def load_unet() -> UNet2DConditionModel:
 def load_text_encoder() -> CLIPTextModel:
     """The shipped text encoder (fp32, evaluation mode, no gradients)."""
     model = new_text_encoder()
-    _load_text(model, text_encoder_weights())
+    load_text_weights(model, text_encoder_weights())
     return model.eval().requires_grad_(False)
 
 
@@ -147,7 +147,7 @@ def scheduler() -> DDIMScheduler:
     return DDIMScheduler(**SCHEDULE, clip_sample=False, set_alpha_to_one=False, steps_offset=1)
 
 
-def _load_text(model: CLIPTextModel, weights: dict[str, Tensor]) -> None:
+def load_text_weights(model: CLIPTextModel, weights: dict[str, Tensor]) -> None:
     """Load ``text_model.`` keys whether or not this transformers version has the prefix."""
     prefixed = any(key.startswith("text_model.") for key in model.state_dict())
     model.load_state_dict(weights if prefixed else {k.removeprefix("text_model."): v for k, v in weights.items()})

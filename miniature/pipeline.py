@@ -213,5 +213,5 @@ def _text_encoder(state: dict[str, Tensor]) -> torch.nn.Module:
 
     model = CLIPTextModel(CLIPTextConfig(**SD15_TEXT))
     weights = {k.removeprefix(_TEXT_PREFIX): v.float() for k, v in state.items() if not k.endswith("position_ids")}
-    models._load_text(model, weights)
+    models.load_text_weights(model, weights)
     return model

@@ -160,7 +160,7 @@ def train(config: Config, state: Checkpoint, record: Log) -> Diffuser:
     model = Diffuser()
     if config.warm_start:
         model.unet.load_state_dict(models.unet_weights())
-        models._load_text(model.text, models.text_encoder_weights())
+        models.load_text_weights(model.text, models.text_encoder_weights())
         model.reset_average()
     model.to(device()).to(memory_format=torch.channels_last)
     optimizer = _optimizer(model, config)
