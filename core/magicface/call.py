@@ -12,12 +12,13 @@ import torch
 from ..blocks import BlockId
 from ..masks import Grid, token_grid
 from .injection import Groups, ReferenceKeys, group_tokens, rba, rsa
-from .maps import MapBuilder, cross_probabilities
+from .maps import MapBuilder, cross_probabilities, prompt_columns
 
 if TYPE_CHECKING:
     from .run import MagicFaceRun, _Maps
 
 Foreign = Callable[[], torch.Tensor]
+Places = Sequence[torch.Tensor | None]
 
 
 def take_rows(x: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
@@ -144,13 +145,17 @@ class MagicFaceCall:
         rows = (*self._watch_cond, *self._watch_uncond)
         self._seen[block] = (take_rows(q, rows), take_rows(k, rows))
 
-    def cross_attention(self, block: BlockId, q: torch.Tensor, k: torch.Tensor, heads: int) -> None:
+    def cross_attention(
+        self, block: BlockId, q: torch.Tensor, k: torch.Tensor, heads: int, places: Places | None = None
+    ) -> None:
         """Look at a block's cross-attention, after its self-attention; changes nothing.
 
         Args:
             block: which block.
             q: ``B N C``. k: ``B T C``, both projected.
             heads: heads merged in C.
+            places: per row how its text's tokens stand for those of the prompt, see :func:`maps.prompt_columns`;
+                None: every text is the prompt's.
         """
         seen = self._seen.pop(block, None)
         if block not in self.cross_blocks or seen is None:
@@ -160,6 +165,8 @@ class MagicFaceCall:
         count = len(self._watch_cond)
         if count:
             cross = cross_probabilities(take_rows(q, self._watch_cond), take_rows(k, self._watch_cond), heads)
+            if places is not None:
+                cross = prompt_columns(cross, [places[row] for row in self._watch_cond])
             self.builder.add_conditional(self_q[:count], self_k[:count], cross, heads, grid)
         if self._watch_uncond:
             cross = cross_probabilities(take_rows(q, self._watch_uncond), take_rows(k, self._watch_uncond), heads)

@@ -82,6 +82,29 @@ def concept_columns(cross: torch.Tensor, concepts: Sequence[tuple[int, ...]]) ->
     return torch.cat([*sums, cross[..., rest]], dim=-1)
 
 
+def prompt_columns(cross: torch.Tensor, places: Sequence[torch.Tensor | None]) -> torch.Tensor:
+    """Columns of a text that was put in place of the prompt's, summed back to the prompt's own tokens.
+
+    Args:
+        cross: ``B N T`` cross-attention.
+        places: per row the shares ``L P`` that each of the text's ``L`` tokens gives to each of the prompt's ``P``
+            tokens, or None where the text is the prompt. ``T`` is a multiple of ``L``, the text repeated; another
+            length (a patch has added tokens of its own) is left as it is.
+
+    Returns:
+        ``B N P``; rows of fewer tokens than the longest end in columns of zeros, which win nowhere.
+    """
+    if all(shares is None for shares in places):
+        return cross
+    rows = []
+    for row, shares in zip(cross, places, strict=True):
+        if shares is not None and row.shape[-1] % shares.shape[0] == 0:
+            row = row @ shares.to(row).repeat(row.shape[-1] // shares.shape[0], 1)  # N T, T P -> N P
+        rows.append(row)
+    width = max(row.shape[-1] for row in rows)
+    return torch.stack([F.pad(row, (0, width - row.shape[-1])) for row in rows])
+
+
 def foreground_columns(cross: torch.Tensor, chunk: int) -> torch.Tensor:
     """``B N 2``: attention to the start token(s) of the text windows, and to all other tokens."""
     start = cross[..., ::chunk].sum(dim=-1)

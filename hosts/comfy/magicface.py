@@ -25,6 +25,7 @@ from ...core.magicface.run import Capture, MagicFaceRun, ReferenceBatch, Referen
 from ...core.masks import token_grid
 from .previews import MagicFaceRecord
 from .references import model_conds
+from .text import PLACES_KEY
 from .unet import Replace, UNetBlocks, with_replaces
 
 log = logging.getLogger("likeness")
@@ -225,7 +226,9 @@ class Session:
         def make(found: Replace | None) -> Replace:
             def replace(q, k, v, extra, *args, **kwargs):
                 if block in reached and q.shape[0] == k.shape[0] == shape[0]:
-                    call.cross_attention(block, q, k, extra["n_heads"])
+                    places = extra.get(PLACES_KEY)
+                    known = places if places is not None and len(places) == shape[0] else None
+                    call.cross_attention(block, q, k, extra["n_heads"], known)
                 return found(q, k, v, extra, *args, **kwargs) if found is not None else _attend(q, k, v, extra)
 
             return replace

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from ...core.errors import bad_input
 from ...core.persona.persona import Persona
 from ...core.persona.stages import StagedContexts, precompute, sigma_table, timesteps_of
 from ...core.persona.text import Contexts, check_placeholders
+from .persona_places import prompt_shares
 from .persona_text import (
     NODE,
     NamedPersona,
@@ -29,8 +31,10 @@ from .persona_text import (
     inner_encoder,
     join,
     mark_prompt,
+    plain_text,
     text_widths,
 )
+from .text import PLACES_KEY
 
 __all__ = ["NamedPersona", "Personas", "apply", "install", "join"]
 
@@ -64,6 +68,11 @@ class PersonaPlan:
             self.cache[key] = staged
         return self.cache[key]
 
+    @cached_property
+    def shares(self) -> torch.Tensor | None:
+        """How the tokens that are spoken stand for those of the plain prompt; see :func:`prompt_shares`."""
+        return prompt_shares(self.clip, self.prompt, self.personas)
+
 
 def apply(model: Any, clip: Any, personas: Personas, prompt: str) -> tuple[Any, list]:
     """MODEL and CONDITIONING for a prompt with the personas' placeholders.
@@ -75,11 +84,9 @@ def apply(model: Any, clip: Any, personas: Personas, prompt: str) -> tuple[Any, 
         raise bad_input(f"{NODE}: personas", "none", "at least one persona", "Connect Persona Load or Persona Train.")
     check_placeholders(prompt, [p.placeholder for p in personas], f"{NODE}: prompt")
     widths = text_widths(clip)
-    plain = prompt
-    for item in sorted(personas, key=lambda p: -len(p.placeholder)):
+    for item in personas:
         item.persona.check_base(widths, f"{NODE}: clip")
-        plain = plain.replace(item.placeholder, item.persona.supercategory)
-    conditioning = clip.encode_from_tokens_scheduled(clip.tokenize(plain))
+    conditioning = clip.encode_from_tokens_scheduled(clip.tokenize(plain_text(prompt, personas)))
     carried = [
         [context, {**extra, KEY: PersonaPlan(clip, prompt, personas, context)}] for context, extra in conditioning
     ]
@@ -117,6 +124,7 @@ class Session:
         schedule = self.read(sigmas[sigmas > 0])
         carrying = [c for conds in guider.conds.values() for c in conds if isinstance(c.get(KEY), PersonaPlan)]
         self.contexts = {c["uuid"]: c[KEY].contexts(schedule) for c in carrying}
+        self.shares = {c["uuid"]: c[KEY].shares for c in carrying}
         self.last: tuple | None = None
 
     def joined(self, options: Mapping[str, Any], context: torch.Tensor, sigma: torch.Tensor) -> Contexts | None:
@@ -134,6 +142,14 @@ class Session:
         if self.last is None or self.last[0] != known or self.last[1] is not context:
             self.last = (known, context, self._join(uuids, context, rows, timestep))
         return self.last[2]
+
+    def places(self, options: Mapping[str, Any], count: int, sigma: torch.Tensor) -> list[torch.Tensor | None]:
+        """For each of ``count`` rows the shares of its tokens in those of the prompt; None for rows of plain words."""
+        uuids = options["uuids"]
+        timestep = self.read(sigma.flatten()[:1])[0]
+        speak = [u in self.contexts and self.contexts[u].index(timestep) is not None for u in uuids]
+        shares = [self.shares[u] if speaks else None for u, speaks in zip(uuids, speak, strict=True)]
+        return [item for item in shares for _ in range(count // len(uuids))]
 
     def _join(self, uuids: Sequence[Any], context: torch.Tensor, rows: int, timestep: int) -> Contexts:
         parts: list[Contexts] = []
@@ -171,7 +187,8 @@ def apply_model(executor: Any, x: torch.Tensor, t: torch.Tensor, *args: Any, **k
     session: Session | None = options.get(KEY)
     contexts = None if session is None or context is None else session.joined(options, context, t)
     if contexts is not None:
-        given["transformer_options"] = with_contexts(options, contexts)
+        places = session.places(options, context.shape[0], t)
+        given["transformer_options"] = {**with_contexts(options, contexts), PLACES_KEY: places}
     return executor(x, t, *(given.get(name) for name in names[:3]), given.get("transformer_options") or {}, **kwargs)
 
 

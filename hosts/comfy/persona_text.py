@@ -148,15 +148,32 @@ class Marked:
 
 def mark_prompt(clip: Any, prompt: str, personas: Personas) -> dict[str, Marked]:
     """Tokenise with the host's own tokenizer (weights, chunks of 77) and find where the personas' words belong."""
-    longest_first = sorted(personas, key=lambda p: -len(p.placeholder))
-    idents, marked = {}, prompt
-    for item, (word, ident) in zip(longest_first, _choose_marks(clip, prompt, len(personas)), strict=True):
-        marked = marked.replace(item.placeholder, " ".join([word] * item.persona.tokens))
-        idents[item.placeholder] = ident
+    marked, idents = marked_text(clip, prompt, personas)
     return {
         name: Marked(chunks, {placeholder: _places(chunks, ident) for placeholder, ident in idents.items()})
         for name, chunks in clip.tokenize(marked).items()
     }
+
+
+def marked_text(clip: Any, prompt: str, personas: Personas) -> tuple[str, dict[str, int]]:
+    """The prompt with a mark for each word of each persona, and the marks' token ids by placeholder."""
+    idents, marked = {}, prompt
+    for item, (word, ident) in zip(longest_first(personas), _choose_marks(clip, prompt, len(personas)), strict=True):
+        marked = marked.replace(item.placeholder, " ".join([word] * item.persona.tokens))
+        idents[item.placeholder] = ident
+    return marked, idents
+
+
+def plain_text(prompt: str, personas: Personas) -> str:
+    """The prompt with each persona's plain word."""
+    for item in longest_first(personas):
+        prompt = prompt.replace(item.placeholder, item.persona.supercategory)
+    return prompt
+
+
+def longest_first(personas: Personas) -> list[NamedPersona]:
+    """In an order in which no placeholder is taken for the beginning of another."""
+    return sorted(personas, key=lambda p: -len(p.placeholder))
 
 
 def _places(chunks: Tokens, ident: int) -> list[tuple[int, int]]:

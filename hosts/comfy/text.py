@@ -12,6 +12,9 @@ from ...core.errors import bad_input
 
 #: The encoder whose tokens are read where a model has two (SDXL): both lay their tokens out alike.
 PREFERRED_ENCODERS = ("l", "h", "g")
+#: In ``transformer_options``, where another text is put in place of a prompt's: per row the shares ``L P`` of the
+#: prompt's ``P`` tokens in each of that text's ``L`` tokens, or None where the row has the prompt itself.
+PLACES_KEY = "likeness_prompt_places"
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,7 @@ class Encoded:
 
 
 @dataclass(frozen=True)
-class _Word:
+class Word:
     """One token of a prompt: what it is, where it lies in the context, and whether a word ends with it."""
 
     token: Any
@@ -50,7 +53,7 @@ def _inner_tokenizer(clip: Any, name: str) -> Any:
     return next((getattr(tokenizer, n) for n in (f"clip_{name}", name) if hasattr(tokenizer, n)), tokenizer)
 
 
-def _words(clip: Any, text: str) -> list[_Word]:
+def words_of(clip: Any, text: str) -> list[Word]:
     """The text's tokens without start, end and padding, with their positions in the context (77 a chunk)."""
     by_encoder = clip.tokenize(text, return_word_ids=True)
     name = next((n for n in PREFERRED_ENCODERS if n in by_encoder), next(iter(by_encoder)))
@@ -60,23 +63,23 @@ def _words(clip: Any, text: str) -> list[_Word]:
         for i, (token, _weight, word_id) in enumerate(chunk):
             if word_id != 0:
                 piece = vocabulary.get(token, "</w>") if isinstance(token, int) else "</w>"
-                words.append(_Word(token, offset + i, piece.endswith("</w>")))
+                words.append(Word(token, offset + i, piece.endswith("</w>")))
         offset += len(chunk)
     return words
 
 
-def _same_token(a: Any, b: Any) -> bool:
+def same_token(a: Any, b: Any) -> bool:
     if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
         return a.shape == b.shape and torch.equal(a, b)
     return type(a) is type(b) and not isinstance(a, torch.Tensor) and a == b
 
 
-def _starts(prompt: Sequence[_Word], phrase: Sequence[_Word]) -> list[int]:
+def _starts(prompt: Sequence[Word], phrase: Sequence[Word]) -> list[int]:
     """Indices into ``prompt`` at which the whole phrase begins, never inside a longer word."""
     found, i = [], 0
     while i + len(phrase) <= len(prompt):
         on_edge = i == 0 or prompt[i - 1].ends_word
-        if on_edge and all(_same_token(prompt[i + j].token, word.token) for j, word in enumerate(phrase)):
+        if on_edge and all(same_token(prompt[i + j].token, word.token) for j, word in enumerate(phrase)):
             found.append(i)
             i += len(phrase)
         else:
@@ -99,12 +102,12 @@ def find_phrase(clip: Any, prompt: str, phrase: str, *, source: str) -> list[tup
     Raises:
         LikenessError: the phrase is empty or is not in the prompt.
     """
-    wanted = _words(clip, phrase)
+    wanted = words_of(clip, phrase)
     if not wanted:
         raise bad_input(
             "MagicFace Reference: concept", repr(phrase), "a word or phrase", "Name what the picture shows."
         )
-    prompt_words = _words(clip, prompt)
+    prompt_words = words_of(clip, prompt)
     found = [
         tuple(word.position for word in prompt_words[start : start + len(wanted)])
         for start in _starts(prompt_words, wanted)

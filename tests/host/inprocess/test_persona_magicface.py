@@ -1,0 +1,154 @@
+"""A persona and MagicFace on one model: the words of the one, the self-attention of the other."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from likeness.core.magicface.call import MagicFaceCall
+from likeness.core.magicface.maps import MapBuilder, cross_probabilities
+from likeness.core.magicface.run import Capture
+from likeness.core.persona.mapper import Mapper, MapperConfig
+from likeness.core.persona.persona import Persona
+from likeness.core.persona.stages import Stages
+from likeness.hosts.comfy import persona as comfy_persona
+from likeness.hosts.comfy.persona_places import prompt_shares
+from likeness.hosts.comfy.persona_text import NamedPersona, mark_prompt
+from likeness.tests.host.support import magicface, tiny
+
+WORDS = 4
+PROMPT, PLAIN = "a photo of S* in the snow", "a photo of face in the snow"
+FACE, SNOW = 4, 7  # positions in the plain prompt
+SPOKEN_FACE, SPOKEN_SNOW = [4, 5, 6, 7], [10]
+#: speaks from the first step on but the highest timesteps
+STAGES = Stages(100, 900)
+
+
+def chain(supercategory: str = "face", placeholder: str = "S*", seed: int = 0) -> tuple[NamedPersona, ...]:
+    torch.manual_seed(seed)
+    config = MapperConfig((tiny.CONTEXT_WIDTH,), tokens=WORDS, image_width=16)
+    mapper = Mapper(config, torch.randn(tiny.CONTEXT_WIDTH) * 0.5).eval().requires_grad_(False)
+    return (NamedPersona(placeholder, Persona(mapper, STAGES, supercategory, torch.randn(1, 16))),)
+
+
+def both(parts, names=("face",), *, weight=3.0, magicface_first=True, alpha=0.4):
+    """Model and positive conditioning with MagicFace below or above the persona."""
+    references = magicface.chain(*names, mask=magicface.box(), weight=weight)
+    if magicface_first:
+        below = magicface.apply(parts, references, PLAIN, alpha=alpha).model
+        return comfy_persona.apply(below, parts.clip, chain(), PROMPT)
+    below, positive = comfy_persona.apply(parts.model, parts.clip, chain(), PROMPT)
+    return magicface.apply(parts, references, PLAIN, model=below, alpha=alpha).model, positive
+
+
+def sample(parts, model, positive):
+    return tiny.sample(model, positive, parts.negative, steps=4)
+
+
+def plain(parts):
+    return parts.clip.encode_from_tokens_scheduled(parts.clip.tokenize(PLAIN))
+
+
+@pytest.mark.parametrize("magicface_first", [True, False])
+@pytest.mark.parametrize("alpha", [1.0, 0.0])
+def test_both_act_whatever_the_order(parts, magicface_first, alpha):
+    model, positive = both(parts, magicface_first=magicface_first, alpha=alpha)
+    together = sample(parts, model, positive)
+    persona_alone = sample(parts, *comfy_persona.apply(parts.model, parts.clip, chain(), PROMPT))
+    magicface_alone = sample(parts, model, plain(parts))
+    for alone in (persona_alone, magicface_alone):
+        assert (together - alone).norm() > 1e-2 * together.norm()
+    assert torch.equal(together, sample(parts, *both(parts, magicface_first=not magicface_first, alpha=alpha)))
+
+
+@pytest.mark.parametrize("magicface_first", [True, False])
+def test_magicface_of_no_weight_is_the_persona_alone_bit_for_bit(parts, magicface_first):
+    silent = sample(parts, *both(parts, weight=0.0, magicface_first=magicface_first))
+    alone = sample(parts, *comfy_persona.apply(parts.model, parts.clip, chain(), PROMPT))
+    assert torch.equal(silent, alone)
+
+
+@pytest.mark.parametrize("magicface_first", [True, False])
+def test_concepts_are_found_in_the_spoken_words(parts, magicface_first, monkeypatch):
+    """The map's columns of 'face' and 'snow' are the attention to the persona's words and to the moved word."""
+    looked, added = [], []
+    look, add = MagicFaceCall.cross_attention, MapBuilder.add_conditional
+
+    def spy_look(call, block, q, k, heads, places=None):
+        looked.append((q[call._watch_cond[0]], k[call._watch_cond[0]], heads, places))
+        look(call, block, q, k, heads, places)
+
+    def spy_add(builder, q, k, cross, heads, grid):
+        added.append(cross)
+        add(builder, q, k, cross, heads, grid)
+
+    monkeypatch.setattr(MagicFaceCall, "cross_attention", spy_look)
+    monkeypatch.setattr(MapBuilder, "add_conditional", spy_add)
+    model, positive = both(parts, ("face", "snow"), magicface_first=magicface_first, alpha=0.0)
+    sample(parts, model, positive)
+    speaking = 0
+    for (q, k, heads, places), columns in zip(looked, added, strict=True):
+        cross = cross_probabilities(q[None], k[None], heads)[0]
+        spoken = places is not None and any(place is not None for place in places)
+        speaking += spoken
+        face, snow = (SPOKEN_FACE, SPOKEN_SNOW) if spoken else ([FACE], [SNOW])
+        torch.testing.assert_close(columns[0][:, FACE], cross[:, face].sum(-1))
+        torch.testing.assert_close(columns[0][:, SNOW], cross[:, snow].sum(-1))
+        torch.testing.assert_close(columns[0].sum(-1), torch.ones(cross.shape[0]))
+        if spoken:
+            assert [place is not None for place in places].count(True) == 1, "only the conditional row speaks"
+    assert 0 < speaking < len(looked), "the plain word first, the persona's words later"
+
+
+def test_references_keep_the_plain_words(parts, monkeypatch):
+    """What the reference pass hands over is the same with a persona in the picture's prompt and without."""
+    stored: list[tuple[torch.Tensor, torch.Tensor]] = []
+    store = Capture.store
+
+    def spy(capture, block, k, v):
+        stored.append((k.clone(), v.clone()))
+        store(capture, block, k, v)
+
+    monkeypatch.setattr(Capture, "store", spy)
+    sample(parts, *both(parts))
+    with_persona = stored[:]
+    stored.clear()
+    applied = magicface.apply(parts, magicface.chain("face", mask=magicface.box()), PLAIN)
+    sample(parts, applied.model, plain(parts))
+    assert len(stored) == len(with_persona) > 0
+    for ours, theirs in zip(with_persona, stored, strict=True):
+        assert torch.equal(ours[0], theirs[0]) and torch.equal(ours[1], theirs[1])
+
+
+# --- the places themselves
+
+
+@pytest.mark.parametrize(
+    ("prompt", "supercategory"),
+    [
+        (PROMPT, "face"),
+        ("(S*:1.3) and a (red hat:0.8)", "old man"),
+        ("a very long road with trees " * 14 + "and S* in the snow", "face"),  # the persona crosses into a new window
+        ("dog " * 72 + "S* in the snow", "extraordinary photographer"),
+    ],
+)
+def test_every_token_stands_for_one_of_its_like(parts, prompt, supercategory):
+    personas = chain(supercategory)
+    shares = prompt_shares(parts.clip, prompt, personas)
+    text = prompt.replace("S*", supercategory)
+    marked = mark_prompt(parts.clip, prompt, personas)["l"]
+    both_texts = marked.chunks, parts.clip.tokenize(text)["l"]
+    assert shares.shape == tuple(sum(map(len, chunks)) for chunks in both_texts)
+    torch.testing.assert_close(shares.sum(1), torch.ones(shares.shape[0]))
+    spoken, own = ([t for chunk in chunks for t, _ in chunk] for chunks in both_texts)
+    places = [77 * c + i for c, i in marked.places["S*"]]
+    word = [token for token, _ in parts.clip.tokenize(supercategory)["l"][0] if token < 49406]
+    assert len(places) == WORDS
+    for row, token in enumerate(spoken):
+        whole = (shares[row] == 1).nonzero().flatten().tolist()
+        if not (whole and own[whole[0]] == token):
+            assert row in places
+            assert [own[i] for i in shares[row].nonzero().flatten()] == word
+
+
+def test_a_placeholder_inside_a_word_has_no_places(parts):
+    assert prompt_shares(parts.clip, "a photo of xS*y", chain()) is None
