@@ -27,6 +27,7 @@ WINDOW, SHOWN = (2400, 1500), (1400, 800)
 #: what the user's own workflows ask for, by folder of the base directory; the thumbnails need the names only
 USERS_FILES = {
     "models/checkpoints": ("v1-5-pruned-emaonly-fp16.safetensors",),
+    "models/loras": ("my_lora.safetensors",),
     "models/personas": ("my_person.safetensors",),
 }
 #: no first-start screens, and text at every zoom

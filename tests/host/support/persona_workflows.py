@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from .layout import node
-from .magicface_workflows import MASK_OUTPUTS, PERSON, Prompt
+from .magicface_workflows import CAPTION, MASK_OUTPUTS, PERSON, SCARF, Prompt
 
 FACE = MASK_OUTPUTS["face"]
 LEARNING = {
@@ -49,15 +49,22 @@ def learnt(picture: str, word: str, placeholder: str, **changes: Any) -> dict[st
 
 def shot(name: str, prompt: str, personas: str, title: str, seed: int, sampling: dict, **changes: Any) -> Prompt:
     """Apply, sample, decode and save one picture."""
-    latent = changes.pop("latent_image", ["latent", 0])
+    latent = changes.pop("latent_image", None)
     return {
         f"{name}_apply": node(
             "LikenessPersonaApply", None, [400, 200],
-            **{"model": ["checkpoint", 0], **changes}, clip=["checkpoint", 1], personas=[personas, 0], prompt=prompt,
+            **{"model": ["checkpoint", 0], "clip": ["checkpoint", 1], **changes}, personas=[personas, 0], prompt=prompt,
         ),
+        **painted(name, f"{name}_apply", title, seed, sampling, latent),
+    }  # fmt: skip
+
+
+def painted(name: str, applied: str, title: str, seed: int, sampling: dict, latent: list[Any] | None = None) -> Prompt:
+    """Sample, decode and save one picture with the model and the positive conditioning of an Apply node."""
+    return {
         f"{name}_sampler": node(
-            "KSampler", None, None, model=[f"{name}_apply", 0], positive=[f"{name}_apply", 1],
-            negative=["negative", 0], latent_image=latent, seed=seed, **sampling,
+            "KSampler", None, None, model=[applied, 0], positive=[applied, 1],
+            negative=["negative", 0], latent_image=latent or ["latent", 0], seed=seed, **sampling,
         ),
         f"{name}_decode": node("VAEDecode", samples=[f"{name}_sampler", 0], vae=["checkpoint", 2]),
         f"{name}_save": node(
@@ -101,11 +108,7 @@ def miniature_local() -> Prompt:
     graph["region"] = node("SetLatentNoiseMask", samples=["encode", 0], mask=["background", FACE])
     local = "a picture of a S* wearing a yellow shirt, portrait, on the beach"
     graph |= shot("local", local, "train", "In this region only", 1, SAMPLING, latent_image=["region", 0])
-    graph["reference"] = node(
-        "LikenessMagicFaceReference", None, [340, 260],
-        image=["picture", 0], concept="person", weight=3.0, mask=["picture", MASK_OUTPUTS["person"]],
-        prompt=["picture", 4],
-    )  # fmt: skip
+    graph["reference"] = reference("picture", "person", MASK_OUTPUTS["person"], ["picture", CAPTION])
     both = "a picture of a person wearing a red sweater, portrait, in the snow"
     graph["magicface"] = node(
         "LikenessMagicFaceApply", None, [400, 600],
@@ -126,6 +129,54 @@ def miniature_style() -> Prompt:
     graph["train_style"]["inputs"]["mask"] = ["everything", 0]
     prompt = "a S2* of a S1* wearing a suit, portrait, in a room"
     return graph | shot("style", prompt, "train_style", "The person in that manner", 1, SAMPLING)
+
+
+def miniature_expression() -> Prompt:
+    """A learnt person in three expressions; only the word differs."""
+    graph = {**frame(side(), node("LikenessMiniatureLoader")), "picture": drawn("The person")}
+    graph["train"] = learnt("picture", "person", "S*")
+    for expression in ("smiling", "sad", "surprised"):
+        prompt = f"a picture of a S* wearing a blue shirt, {expression}, portrait, in a studio"
+        graph |= shot(expression, prompt, "train", expression.capitalize(), 1, SAMPLING)
+    return graph
+
+
+def reference(picture: str, concept: str, mask: int, prompt: Any, **changes: Any) -> dict[str, Any]:
+    """A MagicFace Reference node."""
+    values = {"image": [picture, 0], "concept": concept, "weight": 3.0, "mask": [picture, mask], "prompt": prompt}
+    return node("LikenessMagicFaceReference", None, [340, 260], **{**values, **changes})
+
+
+def with_magicface(
+    personas: str, references: str, plain: str, word: str, seed: int, sampling: dict[str, Any]
+) -> Prompt:
+    """The same seed three times: both methods on one model, the persona alone, MagicFace alone.
+
+    Args:
+        plain: the prompt with the persona's plain word ``word``, which is also the reference's concept.
+    """
+    spoken = plain.replace(word, "S*", 1)
+    magicface = node(
+        "LikenessMagicFaceApply", None, [400, 600],
+        **MODEL, references=[references, 0], prompt=plain, alpha=0.4, weighting="additive",
+    )  # fmt: skip
+    graph = {"magicface": magicface}
+    graph |= shot("both", spoken, personas, "Both", seed, sampling, model=["magicface", 0])
+    graph |= shot("persona", spoken, personas, "The persona alone", seed, sampling)
+    return graph | painted("magicface", "magicface", "MagicFace alone", seed, sampling)
+
+
+def miniature_magicface() -> Prompt:
+    """A persona in the words, MagicFace in the self-attention, which brings a scarf as well."""
+    graph = {**frame(side(), node("LikenessMiniatureLoader")), "picture": drawn("The person")}
+    graph["train"] = learnt("picture", "person", "S*")
+    graph["scarf"] = drawn("The scarf", **SCARF.drawn)
+    graph["reference"] = reference("picture", "person", MASK_OUTPUTS["person"], ["picture", CAPTION])
+    graph["reference_scarf"] = reference(
+        "scarf", "scarf", MASK_OUTPUTS["accessory"], ["scarf", CAPTION], weight=2.0, references=["reference", 0]
+    )
+    plain = "a picture of a person wearing a black hoodie and a scarf, portrait, in the jungle"
+    return graph | with_magicface("train", "reference_scarf", plain, "person", 1, SAMPLING)
 
 
 def checkpoint() -> dict[str, Any]:
@@ -181,6 +232,34 @@ def sd_style() -> Prompt:
     return graph | shot("style", "a photo of S1* in the style of S2*", "manner", "Both", 1, SD_SAMPLING)
 
 
+def sd_expression() -> Prompt:
+    """A saved person in three expressions; only the words differ."""
+    graph = {**frame(512, checkpoint()), "person": loaded("The person", "S*")}
+    for name, words in (("smiling", "smiling"), ("sad", "sad, crying"), ("surprised", "surprised, mouth open")):
+        graph |= shot(name, f"a photo of S*, {words}", "person", name.capitalize(), 1, SD_SAMPLING)
+    return graph
+
+
+def sd_magicface() -> Prompt:
+    """A saved person in the words, MagicFace with a photo of them in the self-attention."""
+    graph = {**frame(512, checkpoint()), "person": loaded("The person", "S*"), "picture": photo("A photo of them")}
+    graph["reference"] = reference("picture", "face", 1, "a photo of a face")
+    plain = "a photo of face, wearing a red hat, in the snow"
+    return graph | with_magicface("person", "reference", plain, "face", 1, SD_SAMPLING)
+
+
+def sd_lora() -> Prompt:
+    """A saved person on a model with a LoRA, and without it."""
+    graph = {**frame(512, checkpoint()), "person": loaded("The person", "S*")}
+    graph["lora"] = node(
+        "LoraLoader", model=["checkpoint", 0], clip=["checkpoint", 1], lora_name="my_lora.safetensors",
+        strength_model=0.8, strength_clip=0.8,
+    )  # fmt: skip
+    prompt = "a photo of S*, wearing a red hat, in the snow"
+    graph |= shot("lora", prompt, "person", "With the LoRA", 1, SD_SAMPLING, model=["lora", 0], clip=["lora", 1])
+    return graph | shot("plain", prompt, "person", "Without", 1, SD_SAMPLING)
+
+
 START = "Press **Run**: model and pictures come with the pack. Learning takes a minute or two on a CPU."
 OWN = "Choose an **SD1.5** checkpoint and your own picture; paint the face with *Open in MaskEditor*."
 
@@ -200,6 +279,16 @@ WORKFLOWS: dict[str, tuple[Callable[[], Prompt], tuple[str, ...]]] = {
         (f"## PersonaMagic: person and style\nTwo personas are learnt, a person and a manner of drawing, and meet in "
          f"one prompt.\n\n{START}",),
     ),
+    "miniature_persona_expression": (
+        miniature_expression,
+        (f"## PersonaMagic: expressions\nThe person is learnt from one picture of one expression. The three prompts "
+         f"differ in one word; the seed is the same.\n\n{START}",),
+    ),
+    "miniature_persona_magicface": (
+        miniature_magicface,
+        (f"## PersonaMagic with MagicFace\nBoth on one model: the persona in the words, MagicFace in the "
+         f"self-attention, which brings the scarf as well. Below the same seed with each of them alone.\n\n{START}",),
+    ),
     "persona_train": (
         sd_train,
         (f"## PersonaMagic: learn a person\n{OWN} The persona is saved to models/personas.",),
@@ -213,5 +302,22 @@ WORKFLOWS: dict[str, tuple[Callable[[], Prompt], tuple[str, ...]]] = {
         sd_style,
         ("## PersonaMagic: person and style\nTwo saved personas in one prompt; train the style with *style* switched "
          "on and a mask of the whole picture.",),
+    ),
+    "persona_expression": (
+        sd_expression,
+        ("## PersonaMagic: expressions\nThree prompts with the same seed. Choose an **SD1.5** checkpoint and the "
+         "persona you trained on it.",),
+    ),
+    "persona_magicface": (
+        sd_magicface,
+        ("## PersonaMagic with MagicFace\nBoth on one model, and each alone. Choose an **SD1.5** checkpoint, the "
+         "persona you trained on it, and a photo of the same person; paint the face with *Open in MaskEditor*.\n\n"
+         "The prompt of *MagicFace Apply* is that of *Persona Apply* with the plain word the persona was trained with "
+         "(here *face*) in place of S*; it is also the concept of the reference.",),
+    ),
+    "persona_lora": (
+        sd_lora,
+        ("## PersonaMagic with a LoRA\nModel and text encoder go through *Load LoRA* before *Persona Apply*; below, "
+         "the same seed without. Choose an **SD1.5** checkpoint, a LoRA for it, and the persona you trained on it.",),
     ),
 }  # fmt: skip
