@@ -6,6 +6,7 @@ per run and its ``name`` is kept with every embedding it made: embeddings of dif
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -51,12 +52,14 @@ class FaceEmbedder(Protocol):
     Attributes:
         size: side of the square crop it expects.
         width: length of its vectors.
+        margin: what its crops hold beyond the box, for :func:`crop_square`.
         differentiable: whether gradients flow from the vectors to the pixels (needed by identity losses).
     """
 
     name: str
     size: int
     width: int
+    margin: float
     differentiable: bool
 
     def embed(self, crops: Tensor) -> Tensor:
@@ -71,6 +74,24 @@ class LandmarkDetector(Protocol):
 
     def landmarks(self, images: Tensor, boxes: Tensor) -> Tensor:
         """``B 3 H W`` in [0, 1] and ``B 4`` boxes -> ``B N 2`` points in pixels."""
+
+
+@dataclass(frozen=True)
+class FaceModels:
+    """A detector and the embedder that goes with it.
+
+    Attributes:
+        make_embedder: called when faces are to be compared; finding one needs no embedder.
+    """
+
+    name: str
+    detector: FaceDetector
+    make_embedder: Callable[[], FaceEmbedder]
+
+
+def largest_face(faces: Sequence[Face]) -> Face | None:
+    """The face with the largest box; None where there is none."""
+    return max(faces, key=lambda face: face.area, default=None)
 
 
 def crop_square(images: Tensor, boxes: Tensor, size: int, margin: float = 0.25) -> Tensor:

@@ -61,6 +61,7 @@ class MiniatureEmbedder:
     name = "miniature"
     size = referees.EMBEDDER_SIDE
     width = referees.EMBEDDING
+    margin = 0.25
     differentiable = True
 
     def __init__(self) -> None:

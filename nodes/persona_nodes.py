@@ -10,6 +10,7 @@ from ..hosts.comfy import persona as host
 from ..hosts.comfy import persona_files, persona_learn
 from ..hosts.comfy.compat import ADVANCED, schema
 from ..hosts.comfy.persona_text import NamedPersona
+from .face_nodes import FacesType
 
 CATEGORY = "Likeness/Persona"
 PersonasType = io.Custom("LIKENESS_PERSONAS")
@@ -58,10 +59,12 @@ class PersonaTrain(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model, clip, vae, image, mask=None, clip_vision=None, personas=None, **widgets) -> io.NodeOutput:
+    def execute(
+        cls, model, clip, vae, image, mask=None, clip_vision=None, personas=None, faces=None, **widgets
+    ) -> io.NodeOutput:
         inputs = persona_learn.Inputs(
             model, clip, vae, image, mask, clip_vision, *(widgets[k] for k in ("size", "crop", "name", "resume")),
-            widgets["preview_every"], widgets["preview_prompt"],
+            widgets["preview_every"], widgets["preview_prompt"], faces,
         )  # fmt: skip
         learned = persona_learn.learn(inputs, cls._request(**widgets))
         chain = host.join(personas, NamedPersona(widgets["placeholder"], learned.persona))
@@ -91,7 +94,7 @@ def _train_inputs() -> list[io.Input]:
             "mask",
             optional=True,
             tooltip="Where the person is: one for all pictures or one each, any size. Without it one is made with "
-            "CLIPSeg if its weights are in models/clipseg.",
+            "CLIPSeg if its weights are in models/clipseg, else an ellipse round the face if there are face models.",
         ),
         io.ClipVision.Input(
             "clip_vision",
@@ -195,6 +198,17 @@ def _train_options() -> list[io.Input]:
         ),
         io.Boolean.Input(
             "resume", default=True, tooltip="Go on with a training of this name that was cut short.", **ADVANCED
+        ),
+        io.Float.Input(
+            "identity", optional=True, default=0.0, min=0.0, max=10.0, step=0.01,
+            tooltip="Weight of the identity loss: at timesteps below 600 the estimate is decoded and its face compared "
+            "with the picture's. Needs faces, more memory and more time. 0: off.",
+            **ADVANCED,
+        ),
+        FacesType.Input(
+            "faces",
+            optional=True,
+            tooltip="Face Models, for the identity loss, and for an ellipse as mask where none is connected.",
         ),
     ]  # fmt: skip
 

@@ -10,7 +10,8 @@ import torch
 from likeness.evaluation import persona as evaluation
 from likeness.tests.persona_tiny import tiny_host
 from likeness.training import persona_cli as cli
-from likeness.training.persona_miniature import WORLD_TANDEM, WORLD_TEMPLATES, Identifier, draw_person
+from likeness.training.persona_identity import Identifier
+from likeness.training.persona_miniature import WORLD_TANDEM, WORLD_TEMPLATES, draw_person
 from likeness.training.photos import Photo
 from PIL import Image
 
@@ -101,7 +102,7 @@ def test_options_reach_the_request():
 
 def test_identity_crops_where_the_photos_face_is():
     class Embedder:
-        size = 8
+        size, margin = 8, 0.25
 
         def embed(self, crops):
             return torch.nn.functional.normalize(crops.mean(dim=(2, 3)), dim=1)

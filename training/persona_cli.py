@@ -28,8 +28,8 @@ from ..hosts.diffusers.persona import PersonaHost, ddim_timesteps, persona_conte
 from ..hosts.persona_file import load_persona, save_persona
 from .persona import PersonaTrainer, train
 from .persona_config import PersonaTraining, StepReport
+from .persona_identity import Identifier
 from .persona_miniature import (
-    Identifier,
     checkpoint_host,
     draw_person,
     image_width,
@@ -158,7 +158,7 @@ def run_training(
 def _with_identity(options: argparse.Namespace, photos: list[Photo], pictures: list[Tensor]) -> tuple:
     if options.checkpoint:
         raise bad_input(
-            "persona: --identity", "a checkpoint", "the miniature", "Real face models are not differentiable here."
+            "persona: --identity", "a checkpoint", "the miniature", "ComfyUI's Persona Train takes real ones."
         )
     from ..faces.miniature import MiniatureDetector, MiniatureEmbedder
 

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from ..core.errors import bad_input
-from ..faces.interface import Face, crop_square
 from ..hosts.diffusers.persona import ClipTokenizerAdapter, PersonaHost, clip_text
 from ..miniature.world import Identity, Picture, ground_truth, render, sample_identity
 from ..miniature.world.spec import sample_figure
@@ -130,38 +129,6 @@ def prepare_photo(
 def image_width(photo: Photo) -> int:
     """Length of a photo's image embedding; 0 without one."""
     return 0 if photo.image is None else photo.image.numel()
-
-
-# --- identity loss ------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Identifier:
-    """Face embeddings of decoded estimates, cropped where the photo's own face is.
-
-    Any embedder behind :class:`~likeness.faces.interface.FaceEmbedder` whose vectors are differentiable.
-    """
-
-    embedder: object
-
-    def __call__(self, pixels: Tensor, photos: list[Photo]) -> Tensor:
-        """``B 3 H W`` in [0, 1] -> ``B E``."""
-        boxes = torch.tensor([photo.box for photo in photos], device=pixels.device)
-        return self.embedder.embed(crop_square(pixels, boxes, self.embedder.size))
-
-    def reference(self, photo: Photo, picture: Tensor, faces: list[Face]) -> Photo:
-        """The photo with its face's box and vector; ``picture`` is the prepared one.
-
-        Raises:
-            LikenessError: no face.
-        """
-        if not faces:
-            raise bad_input(
-                "persona: identity loss", "a picture with no face found", "a face", "Set the identity weight to 0."
-            )
-        boxed = replace(photo, box=max(faces, key=lambda face: face.area).box)
-        with torch.no_grad():
-            return replace(boxed, identity=self(picture[None], [boxed])[0])
 
 
 # --- people of the drawn world ------------------------------------------------------------------------------------

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import comfy.model_management as management
@@ -15,20 +14,22 @@ from torch import Tensor
 
 from ...core.errors import LikenessError, bad_input
 from ...core.persona.persona import Persona
+from ...faces.interface import FaceModels
 from ...training.curves import draw_iou, draw_loss
 from ...training.persona import PersonaTrainer, train
 from ...training.persona_config import PersonaTraining, StepReport
+from ...training.persona_identity import Identifier
 from ...training.persona_state import load_state, save_state
-from ...training.photos import Photo, check_mask, clipseg_mask, fit, latent_mask, pooled_latent_embedding
+from ...training.photos import Photo, fit, latent_mask, pooled_latent_embedding
 from . import images
+from .faces import private_embedder
 from .persona import NamedPersona, apply
 from .persona_files import state_path
-from .persona_training import NODE, training_host
+from .persona_masks import masks_of
+from .persona_training import NODE, Judging, training_host
 from .references import native_side
 
 log = logging.getLogger("likeness")
-
-CLIPSEG = "clipseg-rd64-refined"
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class Inputs:
     resume: bool
     preview_every: int
     preview_prompt: str
+    faces: FaceModels | None = None
 
 
 @dataclass(frozen=True)
@@ -66,10 +68,14 @@ def learn(inputs: Inputs, request: PersonaTraining) -> Learned:
     request = replace(request, image_width=image_width if request.image_width else 0)
     management.throw_exception_if_processing_interrupted()
     with torch.inference_mode(False), torch.enable_grad():
+        identify = None
+        if request.identity > 0:
+            photos, identify = with_identity(inputs, photos, size)
         host = training_host(
-            inputs.model, inputs.clip, request.supercategory, (size, size), request.precision, request.checkpointing
-        )
-        trainer = PersonaTrainer(request, host, [_on(photo, host.device) for photo in photos])
+            inputs.model, inputs.clip, request.supercategory, (size, size), request.precision, request.checkpointing,
+            Judging(inputs.vae, identify.embedder.model) if identify else None,
+        )  # fmt: skip
+        trainer = PersonaTrainer(request, host, [_on(photo, host.device) for photo in photos], identify)
         path = state_path(inputs.name)
         if inputs.resume and path.is_file():
             load_state(trainer, path)
@@ -118,14 +124,14 @@ def _on(photo: Photo, device: torch.device) -> Photo:
     def moved(tensor: Tensor | None) -> Tensor | None:
         return None if tensor is None else tensor.clone().to(device)
 
-    return Photo(moved(photo.latent), moved(photo.mask), moved(photo.image))
+    return Photo(moved(photo.latent), moved(photo.mask), moved(photo.image), moved(photo.identity), photo.box)
 
 
 def prepare_photos(inputs: Inputs, word: str, size: int) -> tuple[list[Photo], int]:
     """Resize, encode, mask and embed every picture; also the length of the image embedding."""
     pictures = images.to_torch(inputs.image)
-    masks = _masks(inputs, pictures, word)
-    fitted = torch.stack([fit(picture, size, inputs.crop) for picture in pictures])
+    masks = masks_of(inputs.mask, pictures, word, inputs.faces)
+    fitted = _fitted(inputs, size)
     latents = inputs.vae.encode(images.to_comfy(fitted))
     latents = inputs.model.model.process_latent_in(latents).float().cpu()
     if not torch.isfinite(latents).all():
@@ -138,39 +144,33 @@ def prepare_photos(inputs: Inputs, word: str, size: int) -> tuple[list[Photo], i
     return photos, embedded.shape[1]
 
 
+def _fitted(inputs: Inputs, size: int) -> Tensor:
+    """The training pictures ``B 3 S S``."""
+    return torch.stack([fit(picture, size, inputs.crop) for picture in images.to_torch(inputs.image)])
+
+
+def with_identity(inputs: Inputs, photos: list[Photo], size: int) -> tuple[list[Photo], Identifier]:
+    """The photos with boxes and vectors of their faces, and what embeds the estimates.
+
+    Raises:
+        LikenessError: no face models, or a picture without a face.
+    """
+    if inputs.faces is None:
+        raise bad_input(
+            f"{NODE}: identity", "a weight above 0 and no face models", "face models in the input faces",
+            "Connect Face Models, or set identity to 0.",
+        )  # fmt: skip
+    identifier = Identifier(private_embedder(inputs.faces))
+    pictures = _fitted(inputs, size).cpu()
+    found = inputs.faces.detector.detect(pictures)
+    return [identifier.reference(*row) for row in zip(photos, pictures, found, strict=True)], identifier
+
+
 def _embed(clip_vision: Any, pixels: Tensor, latents: Tensor) -> Tensor:
     """CLIP's projected image embedding ``B D``; without CLIP vision, pooled latents do."""
     if clip_vision is None:
         return pooled_latent_embedding(latents)
     return clip_vision.encode_image(pixels, crop="none")["image_embeds"].float().cpu()
-
-
-def _masks(inputs: Inputs, pictures: Tensor, word: str) -> list[Tensor]:
-    """One mask ``1 H W`` per picture: the connected one, or CLIPSeg's if its weights are there."""
-    if inputs.mask is None:
-        return [_made_mask(picture, word) for picture in pictures]
-    masks = images.mask_to_torch(inputs.mask, source=f"{NODE}: mask")
-    if len(masks) not in (1, len(pictures)):
-        raise bad_input(
-            f"{NODE}: mask", f"{len(masks)} masks for {len(pictures)} pictures", "one for each, or one for all", ""
-        )
-    masks = masks.expand(len(pictures), -1, -1, -1)
-    return [check_mask(images.resize(mask[None], picture.shape[-2:], "bilinear")[0], f"{NODE}: mask")
-            for mask, picture in zip(masks, pictures, strict=True)]  # fmt: skip
-
-
-def _made_mask(picture: Tensor, word: str) -> Tensor:
-    import folder_paths
-
-    for folder in (Path(folder_paths.models_dir) / "clipseg", Path(folder_paths.models_dir) / "LLM"):
-        if (folder / CLIPSEG / "config.json").is_file():
-            return check_mask(clipseg_mask(picture.cpu(), word, folder / CLIPSEG), f"{NODE}: mask made for {word!r}")
-    raise bad_input(
-        f"{NODE}: mask",
-        "no mask",
-        f"a mask of the {word}, or the folder models/clipseg/{CLIPSEG}",
-        "Paint a mask in the picture's mask editor, or put CIDAS/clipseg-rd64-refined there to have it made.",
-    )
 
 
 class Progress:

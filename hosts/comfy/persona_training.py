@@ -78,7 +78,7 @@ def _takes(function: Callable, name: str) -> bool:
     return name in inspect.signature(function).parameters
 
 
-def static_patcher(patcher: Any) -> Any:
+def static_patcher(patcher: Any, source: str = "model") -> Any:
     """A patcher that loads all weights; the host's dynamic ones stream them."""
     if not getattr(patcher, "is_dynamic", lambda: False)():
         return patcher
@@ -86,15 +86,18 @@ def static_patcher(patcher: Any) -> Any:
         return patcher.clone(disable_dynamic=True)
     except RuntimeError as cause:
         raise bad_input(
-            f"{NODE}: model", f"a model that is streamed ({cause})", "one that can be loaded whole", "Reload it."
+            f"{NODE}: {source}", f"a model that is streamed ({cause})", "one that can be loaded whole", "Reload it."
         ) from cause
 
 
-def private_copy(module: nn.Module, dtype: torch.dtype, device: torch.device) -> nn.Module:
-    """A copy outside inference mode, frozen, in the training type. The original is not touched."""
+def private_copy(
+    module: nn.Module, dtype: torch.dtype, device: torch.device, without: nn.Module | None = None
+) -> nn.Module:
+    """A copy outside inference mode, frozen, in the training type, less one part. The original is not touched."""
     if hasattr(module, "_forward_hooks") and module._forward_hooks:
         raise bad_input(f"{NODE}: model", "a network with hooks on it", "a plain one", "Train without that node.")
-    copied = copy.deepcopy(module).to(device=device, dtype=dtype)
+    left_out = {} if without is None else {id(without): nn.Identity()}
+    copied = copy.deepcopy(module, left_out).to(device=device, dtype=dtype)
     return copied.requires_grad_(False).eval()
 
 
@@ -102,7 +105,7 @@ def checkpointed(net: nn.Module) -> None:
     """Recompute each residual and attention block in the backward pass; ``net`` is our private copy."""
     from torch.utils.checkpoint import checkpoint
 
-    kinds = ("ResBlock", "SpatialTransformer")
+    kinds = ("ResBlock", "SpatialTransformer", "ResnetBlock", "AttnBlock")
     for module in net.modules():
         if type(module).__name__ in kinds:
             forward = module.forward
@@ -168,6 +171,48 @@ class ComfyDenoiser:
         return recorder.mean(noisy.shape[-2:])
 
 
+@dataclass(frozen=True)
+class Judging:
+    """What the identity loss needs: the VAE, and the face embedder's network, which moves with the others."""
+
+    vae: Any
+    embedder: nn.Module
+
+
+@dataclass
+class ComfyDecoder:
+    """Pictures of latents on a private copy of the VAE's decoder, differentiable.
+
+    Attributes:
+        unscale: the model's scaled latents -> the VAE's.
+        finish: the VAE's output -> [0, 1]; it may work in place.
+        memory: bytes that decoding one picture takes by the host's estimate.
+    """
+
+    net: nn.Module
+    unscale: Callable[[Tensor], Tensor]
+    finish: Callable[[Tensor], Tensor]
+    memory: int
+
+    def __call__(self, latents: Tensor) -> Tensor:
+        """``B 4 h w`` -> ``B 3 H W`` in [0, 1]."""
+        return self.finish(self.net.decode(self.unscale(latents.float())).float().clone())
+
+
+def _decoder(vae: Any, base: Any, size: tuple[int, int], device: torch.device) -> ComfyDecoder:
+    """Computed in fp32 (or under the trainer's autocast), whatever type the host runs the VAE in."""
+    patcher = static_patcher(vae.patcher, "vae")
+    load_whole(patcher)
+    whole = patcher.model
+    check_weights(whole, f"{NODE}: vae")
+    net = private_copy(whole, torch.float32, device, getattr(whole, "encoder", None))
+    for module in net.modules():
+        if getattr(module, "inplace", False):
+            module.inplace = False  # what an earlier layer keeps for its gradient must stay
+    memory = vae.memory_used_decode((1, 4, size[0] // 8, size[1] // 8), torch.float32)
+    return ComfyDecoder(net, base.process_latent_out, vae.process_output, int(memory))
+
+
 @dataclass
 class ComfyTrainingHost:
     """MODEL and CLIP as the trainer takes them; see :func:`training_host`."""
@@ -179,16 +224,24 @@ class ComfyTrainingHost:
     denoiser: ComfyDenoiser
     device: torch.device
     patcher: Any
+    decoder: ComfyDecoder | None = None
 
     @contextmanager
     def open(self, checkpointing: bool = False) -> Iterator[ComfyDenoiser]:
         """Have the copies on the device (a preview may have pushed them off); they are private, nothing is put back."""
-        management.load_models_gpu([self.patcher])
+        memory = self.decoder.memory if self.decoder else 0
+        management.load_models_gpu([self.patcher], memory_required=memory)
         yield self.denoiser
 
     def decode_image(self, latents: Tensor) -> Tensor:
-        """The node offers no identity loss."""
-        raise bad_input(f"{NODE}: identity", "a weight above 0", "0 inside ComfyUI", "Use the command line for it.")
+        """``B 4 h w`` -> ``B 3 H W`` in [0, 1], with gradients.
+
+        Raises:
+            LikenessError: the host was made without a VAE.
+        """
+        if self.decoder is None:
+            raise bad_input(f"{NODE}: identity", "no VAE", "one to decode with", "Give the training host a VAE.")
+        return self.decoder(latents)
 
 
 def _velocity(sampling: Any) -> bool:
@@ -229,13 +282,20 @@ def _vector(base: Any, clip: Any, word: str, size: tuple[int, int], device: torc
 
 
 def training_host(
-    model: Any, clip: Any, word: str, size: tuple[int, int], precision: str, checkpointing: bool = False
+    model: Any,
+    clip: Any,
+    word: str,
+    size: tuple[int, int],
+    precision: str,
+    checkpointing: bool = False,
+    judging: Judging | None = None,
 ) -> ComfyTrainingHost:
     """Private copies of the UNet and the text encoders. Call it, and train, outside inference mode.
 
     Args:
         size: height and width of the training pictures (SDXL is told).
         precision: ``fp32`` or ``bf16``, the type the UNet computes in.
+        judging: for the identity loss; the VAE's decoder is copied then.
 
     Raises:
         LikenessError: not a UNet of SD, quantised or partly offloaded weights.
@@ -251,9 +311,12 @@ def training_host(
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     text = _text(clip, device)
     net = private_copy(base.diffusion_model, dtype, device)
+    decoder = _decoder(judging.vae, base, size, device) if judging else None
+    judges = [decoder.net, judging.embedder.to(device)] if judging else []
     if checkpointing:
-        checkpointed(net)
-    copies = nn.ModuleList([net, *text.modules])
+        for network in (net, *judges[:1]):
+            checkpointed(network)
+    copies = nn.ModuleList([net, *text.modules, *judges])
     registered = comfy.model_patcher.ModelPatcher(copies, device, management.unet_offload_device())
     sigmas = sampling.sigmas.clone().to(device)
     alphas = 1 / (1 + sigmas**2)
@@ -267,4 +330,5 @@ def training_host(
         denoiser=ComfyDenoiser(net, alphas, velocity, vector, addresses, dtype),
         device=device,
         patcher=registered,
+        decoder=decoder,
     )
