@@ -132,11 +132,11 @@ def miniature_style() -> Prompt:
 
 
 def miniature_expression() -> Prompt:
-    """A learnt person in three expressions; only the word differs."""
+    """A learnt person in three expressions; only the word differs, weighted since the miniature hears it faintly."""
     graph = {**frame(side(), node("LikenessMiniatureLoader")), "picture": drawn("The person")}
     graph["train"] = learnt("picture", "person", "S*")
     for expression in ("smiling", "sad", "surprised"):
-        prompt = f"a picture of a S* wearing a blue shirt, {expression}, portrait, in a studio"
+        prompt = f"a picture of a S* wearing a blue shirt, ({expression}:1.6), portrait, in a studio"
         graph |= shot(expression, prompt, "train", expression.capitalize(), 1, SAMPLING)
     return graph
 
@@ -282,7 +282,7 @@ WORKFLOWS: dict[str, tuple[Callable[[], Prompt], tuple[str, ...]]] = {
     "miniature_persona_expression": (
         miniature_expression,
         (f"## PersonaMagic: expressions\nThe person is learnt from one picture of one expression. The three prompts "
-         f"differ in one word; the seed is the same.\n\n{START}",),
+         f"differ in one word, which is given weight; the seed is the same.\n\n{START}",),
     ),
     "miniature_persona_magicface": (
         miniature_magicface,
