@@ -26,6 +26,12 @@ def clean_estimate(noisy: Tensor, predicted: Tensor, alpha_bar: Tensor) -> Tenso
     return (noisy - (1 - alpha_bar).sqrt() * predicted.to(noisy)) / alpha_bar.sqrt()
 
 
+def noise_from_velocity(noisy: Tensor, velocity: Tensor, alpha_bar: Tensor) -> Tensor:
+    """The noise a v-prediction stands for, ``sqrt(a) v + sqrt(1 - a) x_t``: ``B 4 h w``, ``a`` = ``B``."""
+    alpha_bar = alpha_bar.view(-1, 1, 1, 1)
+    return alpha_bar.sqrt() * velocity + (1 - alpha_bar).sqrt() * noisy
+
+
 def identity_weight(timesteps: Tensor, total: int = 1000) -> Tensor:
     """Eq. 4: ``cos(pi t / 2T)``; 0.81 at t = 400, 0.31 at t = 800. (Its mean over [0, T] is 2/pi.)"""
     return torch.cos(timesteps.float() * (math.pi / 2 / total))

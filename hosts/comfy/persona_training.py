@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from ...core.errors import LikenessError, bad_input
 from ...core.persona.clip import ClipText, JointText
+from ...core.persona.losses import noise_from_velocity
 from ...core.persona.text import Contexts
 from ..persona_maps import MapRecorder
 from .persona import split_patch
@@ -155,8 +156,7 @@ class ComfyDenoiser:
         ).float()
         if not self.velocity:
             return out
-        alpha = self.alphas_cumprod.to(noisy)[timesteps].view(-1, 1, 1, 1)
-        return alpha.sqrt() * out + (1 - alpha).sqrt() * noisy
+        return noise_from_velocity(noisy, out, self.alphas_cumprod.to(noisy)[timesteps])
 
     @torch.no_grad()
     def maps(self, noisy: Tensor, timesteps: Tensor, key: Tensor, value: Tensor, positions: Tensor) -> Tensor:

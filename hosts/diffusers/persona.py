@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ...core.errors import bad_input
 from ...core.persona.clip import ClipText
+from ...core.persona.losses import noise_from_velocity
 from ...core.persona.persona import Persona
 from ...core.persona.stages import StagedContexts, precompute
 from ...core.persona.text import Contexts, check_placeholders, encode, lay_out, plain_ids
@@ -128,8 +129,7 @@ class DiffusersDenoiser:
         out = self.unet(noisy, timesteps, encoder_hidden_states=context, **self.added).sample
         if self.prediction == "epsilon":
             return out
-        alpha = self.alphas_cumprod.to(noisy)[timesteps].view(-1, 1, 1, 1)
-        return alpha.sqrt() * out + (1 - alpha).sqrt() * noisy
+        return noise_from_velocity(noisy, out, self.alphas_cumprod.to(noisy)[timesteps])
 
     @torch.no_grad()
     def maps(self, noisy: Tensor, timesteps: Tensor, key: Tensor, value: Tensor, positions: Tensor) -> Tensor:
