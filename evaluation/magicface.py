@@ -111,18 +111,18 @@ def single_cases(count: int, side: int, seed: int = 1000, shot: str | None = "po
 
 
 def pair_cases(count: int, side: int, seed: int = 2000) -> list[Case]:
-    """Prompts with a woman and a man, half body, each a held-out person."""
+    """Prompts with a woman and a man side by side, each a held-out person."""
     cases = []
     for i in range(count):
         rng = random.Random(seed + i)
         pair = [_of_gender(rng, gender) for gender in ("woman", "man")]
         concepts = tuple(make_concept(identity, rng, side) for identity in pair)
         figures = tuple(
-            _asked(replace(sample_figure(rng, "half body", c.identity, j, 2), action="standing", item=None), c.word)
+            _asked(replace(sample_figure(rng, "portrait", c.identity, j, 2), action="standing", item=None), c.word)
             for j, c in enumerate(concepts)
         )
         picture = sample_picture(rng, pair[0], held_out=True)
-        cases.append(Case(concepts, replace(picture, figures=figures, shot="half body", style="flat")))
+        cases.append(Case(concepts, replace(picture, figures=figures, shot="portrait", style="flat")))
     return cases
 
 

@@ -126,7 +126,7 @@ def sample_figure(rng: random.Random, shot: str, identity: Identity, index: int 
         identity=identity,
         garment=rng.choice(GARMENTS),
         colour=rng.choice(tuple(COLOURS)),
-        item=sample_item(rng) if rng.random() < 0.6 else None,
+        item=sample_item(rng) if rng.random() < 0.8 else None,
         expression=rng.choice(EXPRESSIONS),
         action=rng.choice(ACTIONS),
         centre=centre,
@@ -154,15 +154,15 @@ def sample_picture(
         people: 0 (accessory alone) to 4; drawn when None.
     """
     if people is None:
-        people = rng.choices((0, 1, 2, 3), (0.05, 0.84, 0.09, 0.02))[0] if identity is None else 1
-    shot = shot or rng.choices(SHOTS, (0.62, 0.25, 0.13))[0]
+        people = rng.choices((0, 1, 2, 3), (0.05, 0.80, 0.13, 0.02))[0] if identity is None else 1
+    shot = shot or rng.choices(SHOTS, (0.68, 0.20, 0.12))[0]
     style = rng.choices(tuple(STYLES), (0.82, 0.06, 0.06, 0.06))[0]
     seed = rng.randrange(2**31)
     if people == 0:
         scene = rng.choice(tuple(SCENES))
         return Picture((), "object", scene, style, item=sample_item(rng), seed=seed)
     if people > 1:
-        shot = "half body" if rng.random() < 0.6 else "full body" if people > 2 or rng.random() < 0.5 else "portrait"
+        shot = rng.choices(SHOTS, (0.7, 0.2, 0.1) if people == 2 else (0.0, 0.6, 0.4))[0]
     figures = tuple(
         sample_figure(rng, shot, identity if i == 0 and identity else sample_identity(rng, held_out), i, people)
         for i in range(people)
