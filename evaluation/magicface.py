@@ -228,13 +228,14 @@ def summarise_variant(variant: str, outcomes: Sequence[Outcome]) -> Row:
 
 def measure(
     pipeline: Pipeline, cases: Sequence[Case], seeds: Sequence[int], steps: int = 30,
-    variants: Mapping[str, dict | None] | None = None, weight: float = 3.0, progress: Progress | None = None,
+    variants: Mapping[str, dict | None] | None = None, weight: float = 3.0, scale: float = 5.0,
+    progress: Progress | None = None,
 ) -> tuple[list[Row], dict[str, list[Outcome]]]:
     """Every variant on every case with the same seeds: the table's rows, and all pictures."""
     judge, outcomes = default_judge(), {}
     for name, settings in (variants or VARIANTS).items():
         outcomes[name] = [
-            run_case(pipeline, case, settings, seeds, steps, judge, weight, progress=progress) for case in cases
+            run_case(pipeline, case, settings, seeds, steps, judge, weight, scale, progress) for case in cases
         ]
     return [summarise_variant(name, rows) for name, rows in outcomes.items()], outcomes
 

@@ -1,7 +1,7 @@
 """``python run.py report``: how good the miniature is, measured on captions and people it was never trained on.
 
 Writes ``miniature/samples.png`` (pictures for held-out captions), ``miniature/curves.png`` (training losses) and
-``miniature/report.md`` (the tables), and prints the tables.
+``miniature/report.md`` (the tables, MagicFace's variants among them), and prints the tables.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 from tqdm import tqdm
 
+from ..evaluation import magicface
 from ..evaluation.metrics import prompt_hits, psnr, sharpness, told
 from ..evaluation.referees import drawn
 from .pipeline import Pipeline, miniature
@@ -88,6 +89,15 @@ def quality_table(images: Tensor, originals: Tensor, reconstructed: Tensor) -> s
     ])
 
 
+def variants_table(pipeline: Pipeline, people: int, scale: float, steps: int = 12) -> str:
+    """MagicFace's variants (the paper's Fig. 8) over held-out people, two pictures each."""
+    cases = magicface.single_cases(people, pipeline.side, seed=5000)
+    total = len(cases) * len(magicface.VARIANTS) * steps
+    with tqdm(total=total, desc="MagicFace's variants", unit="step") as bar:
+        rows, _ = magicface.measure(pipeline, cases, (1, 2), steps, scale=scale, progress=bar.update)
+    return magicface.markdown(rows)
+
+
 def curves(side: int = 480) -> Image.Image:
     """The committed training logs: loss over time, one panel a training, both axes linear from 0."""
     logs = sorted(LOGS.glob("*.jsonl"))
@@ -113,6 +123,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code."""
     parser = argparse.ArgumentParser(prog="run.py report", description=__doc__)
     parser.add_argument("--pictures", type=int, default=48, help="held-out captions measured (48)")
+    parser.add_argument("--people", type=int, default=24, help="held-out people for MagicFace's variants (24)")
     parser.add_argument("--steps", type=int, default=25)
     parser.add_argument("--scale", type=float, default=5.0, help="guidance scale (5)")
     args = parser.parse_args(argv)
@@ -129,7 +140,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     curves().save(HERE / "curves.png")
     text = (f"{len(pictures)} held-out people and captions, {pipeline.side} px, {args.steps} DDIM steps, guidance "
             f"{args.scale:g}.\n\n{attribute_table(pictures, images, originals, reconstructed)}\n\n"
-            f"{quality_table(images, originals, reconstructed)}\n")
+            f"{quality_table(images, originals, reconstructed)}\n\n"
+            f"MagicFace's variants, {args.people} held-out people, two pictures each, 12 steps:\n\n"
+            f"{variants_table(pipeline, args.people, args.scale)}\n")
     (HERE / "report.md").write_text(text)
     print(text)
     return 0
