@@ -182,10 +182,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default=None)
     args = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     device = torch.device(args.device)
     dtype = getattr(torch, args.dtype or ("float16" if device.type == "cuda" else "float32"))
     bench = Bench.make(args.shape, args.size, device, dtype)
     results: dict[str, list[Measure]] = {}
+    log.info("warming up the caches, two steps for each number of references")
     work = variants(bench, args.references, args.naive)
     for index in range(args.rounds):
         for name, run in work.items():
