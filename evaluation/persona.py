@@ -66,7 +66,7 @@ class Grid:
     people: int = 8
     prompts: int = 8
     seeds: int = 2
-    steps: int = 200
+    steps: int = 150
     warmup: int = 60
     play_steps: int = 25
     guidance: float = 5.0
