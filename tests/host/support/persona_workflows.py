@@ -6,13 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 from .layout import node
-from .magicface_workflows import CAPTION, MASK_OUTPUTS, PERSON, SCARF, Prompt
+from .magicface_workflows import CAPTION, MAN, MASK_OUTPUTS, PERSON, SCARF, Prompt
 
 FACE = MASK_OUTPUTS["face"]
-LEARNING = {
-    "steps": 300, "batch": 2, "learning_rate": 0.005, "low": 100, "high": 700, "precision": "fp32", "seed": 0,
-    "preview_every": 0,
-}  # fmt: skip
 SAMPLING = {"steps": 20, "cfg": 6.0, "sampler_name": "ddim", "scheduler": "ddim_uniform", "denoise": 1.0}
 SD_SAMPLING = {"steps": 50, "cfg": 8.0, "sampler_name": "ddim", "scheduler": "ddim_uniform", "denoise": 1.0}
 MODEL = {"model": ["checkpoint", 0], "clip": ["checkpoint", 1], "vae": ["checkpoint", 2]}
@@ -37,10 +33,13 @@ def drawn(title: str, **changes: Any) -> dict[str, Any]:
 
 def learnt(picture: str, word: str, placeholder: str, **changes: Any) -> dict[str, Any]:
     """A Persona Train node on a drawn picture."""
-    from ....training.persona_miniature import WORLD_TANDEM, WORLD_TEMPLATES
+    from ....training.persona_miniature import WORLD_TANDEM, WORLD_TEMPLATES, miniature_request
 
+    request = miniature_request()
+    shared = ("steps", "batch", "learning_rate", "low", "high", "precision", "seed")
     values = {
-        **LEARNING, **MODEL, "image": [picture, 0], "mask": [picture, FACE], "name": f"miniature {placeholder}",
+        **{key: getattr(request, key) for key in shared}, "preview_every": 0, **MODEL,
+        "image": [picture, 0], "mask": [picture, FACE], "name": f"miniature {placeholder}",
         "supercategory": word, "placeholder": placeholder, "preview_prompt": "a picture of a S*, portrait",
         "templates": world(WORLD_TEMPLATES), "tandem_prompts": world(WORLD_TANDEM),
     }  # fmt: skip
@@ -143,7 +142,8 @@ def miniature_expression() -> Prompt:
 
 def reference(picture: str, concept: str, mask: int, prompt: Any, **changes: Any) -> dict[str, Any]:
     """A MagicFace Reference node."""
-    values = {"image": [picture, 0], "concept": concept, "weight": 3.0, "mask": [picture, mask], "prompt": prompt}
+    values = {"image": [picture, 0], "concept": concept, "mask": [picture, mask], "prompt": prompt}
+    values["weight"] = MAN.drawn_weight
     return node("LikenessMagicFaceReference", None, [340, 260], **{**values, **changes})
 
 
@@ -173,7 +173,7 @@ def miniature_magicface() -> Prompt:
     graph["scarf"] = drawn("The scarf", **SCARF.drawn)
     graph["reference"] = reference("picture", "person", MASK_OUTPUTS["person"], ["picture", CAPTION])
     graph["reference_scarf"] = reference(
-        "scarf", "scarf", MASK_OUTPUTS["accessory"], ["scarf", CAPTION], weight=2.0, references=["reference", 0]
+        "scarf", "scarf", MASK_OUTPUTS["accessory"], ["scarf", CAPTION], references=["reference", 0]
     )
     plain = "a picture of a person wearing a black hoodie and a scarf, portrait, in the jungle"
     return graph | with_magicface("train", "reference_scarf", plain, "person", 1, SAMPLING)
@@ -243,7 +243,7 @@ def sd_expression() -> Prompt:
 def sd_magicface() -> Prompt:
     """A saved person in the words, MagicFace with a photo of them in the self-attention."""
     graph = {**frame(512, checkpoint()), "person": loaded("The person", "S*"), "picture": photo("A photo of them")}
-    graph["reference"] = reference("picture", "face", 1, "a photo of a face")
+    graph["reference"] = reference("picture", "face", 1, "a photo of a face", weight=MAN.weight)
     plain = "a photo of face, wearing a red hat, in the snow"
     return graph | with_magicface("person", "reference", plain, "face", 1, SD_SAMPLING)
 
