@@ -32,13 +32,17 @@ from .metrics import (
 log = logging.getLogger("likeness")
 Progress = Callable[[int], None]
 
-#: variant -> settings of the request; None is vanilla. The rows of the paper's Fig. 8.
+#: Weight of a reference on the miniature, whose faces tear at Stable Diffusion's default of 3 (last variant).
+WEIGHT = 1.0
+
+#: variant -> settings of the request; None is vanilla. The rows of the paper's Fig. 8, and the weight's default.
 VARIANTS: dict[str, dict | None] = {
     "vanilla": None,
     "references, no weight": {"alpha": 0.4, "weighting": "none"},
     "RSA only (alpha 1)": {"alpha": 1.0},
     "RBA only (alpha 0)": {"alpha": 0.0},
     "MagicFace (alpha 0.4)": {"alpha": 0.4},
+    "MagicFace (alpha 0.4), w 3": {"alpha": 0.4, "weight": 3.0},
 }
 FULL = "MagicFace (alpha 0.4)"
 
@@ -134,12 +138,14 @@ def _of_gender(rng: random.Random, gender: str) -> Identity:
 
 
 def make_request(
-    pipeline: Pipeline, case: Case, settings: Mapping | None, weight: float = 3.0, cache: ReferenceCache | None = None,
-    recorder: Recorder | None = None,
+    pipeline: Pipeline, case: Case, settings: Mapping | None, weight: float = WEIGHT,
+    cache: ReferenceCache | None = None, recorder: Recorder | None = None,
 ) -> MagicFaceRequest | None:
-    """The request of a variant for a case; None for vanilla."""
+    """The request of a variant for a case; None for vanilla. A variant may bring a ``weight`` of its own."""
     if settings is None:
         return None
+    settings = dict(settings)
+    weight = settings.pop("weight", weight)
     references: list[Reference] = [
         pipeline.reference(c.image, c.word, case.prompt, c.mask, weight) for c in case.concepts
     ]
@@ -192,7 +198,7 @@ def judge_case(judge: IdentityJudge, case: Case, images: Tensor, seconds: float)
 
 def run_case(
     pipeline: Pipeline, case: Case, settings: Mapping | None, seeds: Sequence[int], steps: int, judge: IdentityJudge,
-    weight: float = 3.0, scale: float = 5.0, progress: Progress | None = None, recorder: Recorder | None = None,
+    weight: float = WEIGHT, scale: float = 5.0, progress: Progress | None = None, recorder: Recorder | None = None,
 ) -> Outcome:
     """Make and score the pictures of one case and variant."""
     started = time.perf_counter()
@@ -228,7 +234,7 @@ def summarise_variant(variant: str, outcomes: Sequence[Outcome]) -> Row:
 
 def measure(
     pipeline: Pipeline, cases: Sequence[Case], seeds: Sequence[int], steps: int = 30,
-    variants: Mapping[str, dict | None] | None = None, weight: float = 3.0, scale: float = 5.0,
+    variants: Mapping[str, dict | None] | None = None, weight: float = WEIGHT, scale: float = 5.0,
     progress: Progress | None = None,
 ) -> tuple[list[Row], dict[str, list[Outcome]]]:
     """Every variant on every case with the same seeds: the table's rows, and all pictures."""

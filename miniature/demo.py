@@ -89,11 +89,13 @@ def parse(argv: Sequence[str] | None) -> Settings:
     parser.add_argument("--steps", type=int, default=25)
     parser.add_argument("--scale", type=float, default=5.0, help="guidance scale (5)")
     parser.add_argument("--alpha", type=float, default=0.4, help="share of the steps with RSA, 0..1 (0.4)")
-    parser.add_argument("--weight", type=float, default=3.0, help="weight of the reference inside its mask (3)")
+    parser.add_argument("--weight", type=float, help="weight of the reference inside its mask (3; miniature: 1)")
     parser.add_argument("--people", type=int, default=6, help="held-out people measured (6)")
     parser.add_argument("--pictures", type=int, default=2, help="pictures of each, by consecutive seeds (2)")
     parser.add_argument("--out", type=Path, default=OUTPUT, help="folder for the results (output)")
     args = parser.parse_args(argv)
+    if args.weight is None:
+        args.weight = 3.0 if args.checkpoint else measure.WEIGHT
     check(parser, args)
     return Settings(**vars(args))
 

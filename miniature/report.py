@@ -89,12 +89,13 @@ def quality_table(images: Tensor, originals: Tensor, reconstructed: Tensor) -> s
     ])
 
 
-def variants_table(pipeline: Pipeline, people: int, scale: float, steps: int = 12) -> str:
-    """MagicFace's variants (the paper's Fig. 8) over held-out people, two pictures each."""
-    cases = magicface.single_cases(people, pipeline.side, seed=5000)
-    total = len(cases) * len(magicface.VARIANTS) * steps
-    with tqdm(total=total, desc="MagicFace's variants", unit="step") as bar:
-        rows, _ = magicface.measure(pipeline, cases, (1, 2), steps, scale=scale, progress=bar.update)
+def magicface_table(
+    pipeline: Pipeline, cases: Sequence[magicface.Case], variants: Sequence[str], scale: float, steps: int = 12
+) -> str:
+    """Variants of MagicFace (the paper's Fig. 8) over cases, two pictures each."""
+    chosen = {name: magicface.VARIANTS[name] for name in variants}
+    with tqdm(total=len(cases) * len(chosen) * steps, desc="MagicFace", unit="step") as bar:
+        rows, _ = magicface.measure(pipeline, cases, (1, 2), steps, chosen, scale=scale, progress=bar.update)
     return magicface.markdown(rows)
 
 
@@ -124,6 +125,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="run.py report", description=__doc__)
     parser.add_argument("--pictures", type=int, default=48, help="held-out captions measured (48)")
     parser.add_argument("--people", type=int, default=24, help="held-out people for MagicFace's variants (24)")
+    parser.add_argument("--pairs", type=int, default=16, help="pairs of held-out people for two concepts (16)")
     parser.add_argument("--steps", type=int, default=25)
     parser.add_argument("--scale", type=float, default=5.0, help="guidance scale (5)")
     args = parser.parse_args(argv)
@@ -138,11 +140,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     ]
     sheet("The miniature: captions never trained on, first seeds", rows).save(HERE / "samples.png")
     curves().save(HERE / "curves.png")
+    singles = magicface.single_cases(args.people, pipeline.side, seed=5000)
+    pairs = magicface.pair_cases(args.pairs, pipeline.side, seed=6000)
     text = (f"{len(pictures)} held-out people and captions, {pipeline.side} px, {args.steps} DDIM steps, guidance "
             f"{args.scale:g}.\n\n{attribute_table(pictures, images, originals, reconstructed)}\n\n"
             f"{quality_table(images, originals, reconstructed)}\n\n"
-            f"MagicFace's variants, {args.people} held-out people, two pictures each, 12 steps:\n\n"
-            f"{variants_table(pipeline, args.people, args.scale)}\n")
+            f"MagicFace's variants, {args.people} held-out people, two pictures each, 12 steps, weight "
+            f"{magicface.WEIGHT:g} unless told:\n\n"
+            f"{magicface_table(pipeline, singles, tuple(magicface.VARIANTS), args.scale)}\n\n"
+            f"Two concepts, {args.pairs} pairs of held-out people, likewise:\n\n"
+            f"{magicface_table(pipeline, pairs, ('vanilla', magicface.FULL), args.scale)}\n")
     (HERE / "report.md").write_text(text)
     print(text)
     return 0
