@@ -35,7 +35,7 @@ Progress = Callable[[int], None]
 #: Weight of a reference on the miniature, whose faces tear at Stable Diffusion's default of 3 (last variant).
 WEIGHT = 1.0
 
-#: variant -> settings of the request; None is vanilla. The rows of the paper's Fig. 8, and the weight's default.
+#: variant -> settings of the request; None is vanilla. The rows of the paper's Fig. 8, then a checkpoint's weight.
 VARIANTS: dict[str, dict | None] = {
     "vanilla": None,
     "references, no weight": {"alpha": 0.4, "weighting": "none"},

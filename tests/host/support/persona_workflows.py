@@ -142,8 +142,10 @@ def miniature_expression() -> Prompt:
 
 def reference(picture: str, concept: str, mask: int, prompt: Any, **changes: Any) -> dict[str, Any]:
     """A MagicFace Reference node."""
-    values = {"image": [picture, 0], "concept": concept, "mask": [picture, mask], "prompt": prompt}
-    values["weight"] = MAN.drawn_weight
+    values = {
+        "image": [picture, 0], "concept": concept, "mask": [picture, mask], "prompt": prompt,
+        "weight": MAN.drawn_weight,
+    }  # fmt: skip
     return node("LikenessMagicFaceReference", None, [340, 260], **{**values, **changes})
 
 
