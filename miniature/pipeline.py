@@ -22,7 +22,7 @@ from ..core.masks import check_mask
 from ..hosts.diffusers.magicface import sample_magicface
 from ..hosts.diffusers.sampling import Callback, Conditioning
 from . import models
-from .tokenizer import load_tokenizer
+from .tokenizer import words_of
 
 LATENT_FACTOR = 8
 SD15_UNET = {
@@ -94,12 +94,11 @@ class Pipeline:
         if mask is not None:
             check_mask(mask, name)
         own = word if own_prompt is None else own_prompt
-        phrase = load_tokenizer()(word, add_special_tokens=False).input_ids
-        positions = find_phrase(word, phrase, models.tokenize([prompt])[0].tolist(), prompt)
+        found = find_phrase(words_of(word), words_of(prompt), name=word, text=prompt, source=f"{name}: prompt")
         context = self.text([own])
         return Reference(
             name=word, latent=self.encode(image[None]), context=context, context_key=digest(context.context),
-            positions=positions, mask=mask, weight=weight,
+            positions=tuple(position for occurrence in found for position in occurrence), mask=mask, weight=weight,
         )
 
     def noise(self, seeds: Sequence[int], height: int | None = None, width: int | None = None) -> Tensor:

@@ -11,6 +11,7 @@ from pathlib import Path
 from transformers import CLIPTokenizer
 
 from ..core.errors import LikenessError
+from ..core.magicface.tokens import Word
 from .training import STATE
 
 VOCABULARY = 49408
@@ -28,6 +29,14 @@ def load_tokenizer() -> CLIPTokenizer:
     if not (folder / "merges.txt").exists():
         _convert(_merges_file(), folder)
     return CLIPTokenizer.from_pretrained(str(folder))
+
+
+def words_of(text: str) -> list[Word]:
+    """The text's tokens without start, end and padding, at their places in the text context (cut at 77)."""
+    tokenizer = load_tokenizer()
+    ids = tokenizer(text, truncation=True).input_ids[1:-1]
+    pieces = tokenizer.convert_ids_to_tokens(ids)
+    return [Word(ids[i], i + 1, piece.endswith("</w>")) for i, piece in enumerate(pieces)]
 
 
 def _merges_file() -> Path:

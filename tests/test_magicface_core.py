@@ -18,7 +18,7 @@ from likeness.core.magicface.injection import ReferenceKeys, group_tokens, rba, 
 from likeness.core.magicface.maps import MapBuilder, SemanticMap, complete, concept_columns, gaussian_kernel
 from likeness.core.magicface.references import Capture, ReferencePath, ReferencesCaptured, noised, reference_noise
 from likeness.core.magicface.request import MagicFaceRequest, MapOptions, Reference
-from likeness.core.magicface.tokens import find_phrase
+from likeness.core.magicface.tokens import Word, find_phrase
 from likeness.core.masks import mask_to_grid
 
 LAYOUT = UNetLayout.from_counts([[1, 1], [1, 1], [1, 1], []], [1], [[], [1, 1, 1], [1, 1, 1], [1, 1, 1]])
@@ -376,11 +376,20 @@ def test_bad_requests_say_what_is_wrong(make, said):
         make()
 
 
+def words(*tokens: int, inside: tuple[int, ...] = ()) -> list[Word]:
+    """Tokens at positions from 1; a word goes on after the tokens in ``inside``."""
+    return [Word(token, i, token not in inside) for i, token in enumerate(tokens, start=1)]
+
+
 def test_find_phrase():
-    prompt = [49406, 10, 11, 12, 10, 11, 49407, 49407]
-    assert find_phrase("red scarf", [10, 11], prompt) == (1, 2, 4, 5)
-    assert find_phrase("hat", [12], prompt) == (3,)
-    with pytest.raises(LikenessError, match="'glove', which does not stand in the prompt 'a man'"):
-        find_phrase("glove", [99], prompt, "a man")
-    with pytest.raises(LikenessError):
-        find_phrase("", [], prompt)
+    def find(phrase, prompt):
+        return find_phrase(phrase, prompt, name="glove", text="a man", source="Apply: prompt")
+
+    prompt = words(10, 11, 12, 10, 11)
+    assert find(words(10, 11), prompt) == [(1, 2), (4, 5)]
+    assert find(words(12), prompt) == [(3,)]
+    assert find(words(11), words(10, 11, 12, 11, inside=(10,))) == [(4,)], "not inside a longer word"
+    with pytest.raises(LikenessError, match="'a man', in which the concept 'glove' does not occur"):
+        find(words(99), prompt)
+    with pytest.raises(LikenessError, match="a word or phrase"):
+        find([], prompt)

@@ -235,6 +235,16 @@ class Session:
 
         return make
 
+    def check_prompt(self, rows: Rows) -> None:
+        """Tell, once a run, when what is sampled is not the prompt in which the concepts were looked up."""
+        if any(rows.conditional) and not rows.worded and "prompt" not in self.warned:
+            self.warned.add("prompt")
+            log.warning(
+                "MagicFace: the sampler's positive conditioning is not the prompt that MagicFace Apply has encoded. "
+                "The concepts are taken to stand at the same words. If they do not: connect MagicFace Apply's "
+                "conditioning, or (beside Persona Apply) give both nodes the same prompt, here with the plain word."
+            )
+
     def _warn(self, block: BlockId, q: torch.Tensor) -> None:
         if block.level_name not in self.warned:
             self.warned.add(block.level_name)
@@ -326,6 +336,7 @@ def calc_cond_batch(executor: Any, model: Any, conds: Sequence[Any], x: torch.Te
     session: Session | None = inner.get(KEY)
     if session is not None:
         rows = Rows.of(conds, getattr(session.guider, "conds", {}), session.context)
+        session.check_prompt(rows)
         options = {**options, "transformer_options": {**inner, ROWS_KEY: rows}}
     return executor(model, conds, x, t, options)
 

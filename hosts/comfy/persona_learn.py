@@ -64,13 +64,14 @@ class Learned:
 def learn(inputs: Inputs, request: PersonaTraining) -> Learned:
     """Train a persona. Leaves MODEL, CLIP and VAE as they were, also when it is cancelled or fails."""
     size = inputs.size or native_side(inputs.model)
-    photos, image_width = prepare_photos(inputs, request.supercategory, size)
+    pictures = fitted_pictures(inputs, size)
+    photos, image_width = prepare_photos(inputs, pictures, request.supercategory)
     request = replace(request, image_width=image_width if request.image_width else 0)
     management.throw_exception_if_processing_interrupted()
     with torch.inference_mode(False), torch.enable_grad():
         identify = None
         if request.identity > 0:
-            photos, identify = with_identity(inputs, photos, size)
+            photos, identify = with_identity(inputs.faces, photos, pictures)
         host = training_host(
             inputs.model, inputs.clip, request.supercategory, (size, size), request.precision, request.checkpointing,
             Judging(inputs.vae, identify.embedder.model) if identify else None,
@@ -127,16 +128,20 @@ def _on(photo: Photo, device: torch.device) -> Photo:
     return Photo(moved(photo.latent), moved(photo.mask), moved(photo.image), moved(photo.identity), photo.box)
 
 
-def prepare_photos(inputs: Inputs, word: str, size: int) -> tuple[list[Photo], int]:
-    """Resize, encode, mask and embed every picture; also the length of the image embedding."""
-    pictures = images.to_torch(inputs.image)
-    masks = masks_of(inputs.mask, pictures, word, inputs.faces)
-    fitted = _fitted(inputs, size)
-    latents = inputs.vae.encode(images.to_comfy(fitted))
+def fitted_pictures(inputs: Inputs, size: int) -> Tensor:
+    """The training pictures ``B 3 S S`` in [0, 1]."""
+    return torch.stack([fit(picture, size, inputs.crop) for picture in images.to_torch(inputs.image)])
+
+
+def prepare_photos(inputs: Inputs, pictures: Tensor, word: str) -> tuple[list[Photo], int]:
+    """Encode, mask and embed the ``pictures`` of :func:`fitted_pictures`; also the length of the image embedding."""
+    masks = masks_of(inputs.mask, images.to_torch(inputs.image), word, inputs.faces)
+    latents = inputs.vae.encode(images.to_comfy(pictures))
     latents = inputs.model.model.process_latent_in(latents).float().cpu()
     if not torch.isfinite(latents).all():
         raise bad_input(f"{NODE}: vae", "NaN latents", "finite ones", "Use a VAE in fp32 (--fp32-vae) or another one.")
-    embedded = _embed(inputs.clip_vision, images.to_comfy(fitted), latents)
+    embedded = _embed(inputs.clip_vision, images.to_comfy(pictures), latents)
+    size = pictures.shape[-1]
     photos = [
         Photo(latent, latent_mask(fit(mask, size, inputs.crop), latent.shape[-2:]), image)
         for latent, mask, image in zip(latents, masks, embedded, strict=True)
@@ -144,25 +149,22 @@ def prepare_photos(inputs: Inputs, word: str, size: int) -> tuple[list[Photo], i
     return photos, embedded.shape[1]
 
 
-def _fitted(inputs: Inputs, size: int) -> Tensor:
-    """The training pictures ``B 3 S S``."""
-    return torch.stack([fit(picture, size, inputs.crop) for picture in images.to_torch(inputs.image)])
-
-
-def with_identity(inputs: Inputs, photos: list[Photo], size: int) -> tuple[list[Photo], Identifier]:
-    """The photos with boxes and vectors of their faces, and what embeds the estimates.
+def with_identity(
+    faces: FaceModels | None, photos: list[Photo], pictures: Tensor
+) -> tuple[list[Photo], Identifier]:
+    """The photos with boxes and vectors of their faces in ``pictures``, and what embeds the estimates.
 
     Raises:
         LikenessError: no face models, or a picture without a face.
     """
-    if inputs.faces is None:
+    if faces is None:
         raise bad_input(
             f"{NODE}: identity", "a weight above 0 and no face models", "face models in the input faces",
             "Connect Face Models, or set identity to 0.",
         )  # fmt: skip
-    identifier = Identifier(private_embedder(inputs.faces))
-    pictures = _fitted(inputs, size).cpu()
-    found = inputs.faces.detector.detect(pictures)
+    identifier = Identifier(private_embedder(faces))
+    pictures = pictures.cpu()
+    found = faces.detector.detect(pictures)
     return [identifier.reference(*row) for row in zip(photos, pictures, found, strict=True)], identifier
 
 

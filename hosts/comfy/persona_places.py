@@ -12,8 +12,9 @@ from typing import Any
 
 import torch
 
+from ...core.magicface.tokens import Word, same_token
 from .persona_text import Personas, marked_text, plain_text
-from .text import Word, same_token, words_of
+from .text import words_of
 
 
 def prompt_shares(clip: Any, prompt: str, personas: Personas) -> torch.Tensor | None:

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from ...core.errors import bad_input
+from ...core.magicface import tokens
+from ...core.magicface.tokens import Word
 
 #: The encoder whose tokens are read where a model has two (SDXL): both lay their tokens out alike.
 PREFERRED_ENCODERS = ("l", "h", "g")
@@ -30,15 +31,6 @@ class Encoded:
     context: torch.Tensor
     pooled: torch.Tensor | None
     conditioning: list
-
-
-@dataclass(frozen=True)
-class Word:
-    """One token of a prompt: what it is, where it lies in the context, and whether a word ends with it."""
-
-    token: Any
-    position: int
-    ends_word: bool
 
 
 def encode(clip: Any, prompt: str) -> Encoded:
@@ -68,25 +60,6 @@ def words_of(clip: Any, text: str) -> list[Word]:
     return words
 
 
-def same_token(a: Any, b: Any) -> bool:
-    if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
-        return a.shape == b.shape and torch.equal(a, b)
-    return type(a) is type(b) and not isinstance(a, torch.Tensor) and a == b
-
-
-def _starts(prompt: Sequence[Word], phrase: Sequence[Word]) -> list[int]:
-    """Indices into ``prompt`` at which the whole phrase begins, never inside a longer word."""
-    found, i = [], 0
-    while i + len(phrase) <= len(prompt):
-        on_edge = i == 0 or prompt[i - 1].ends_word
-        if on_edge and all(same_token(prompt[i + j].token, word.token) for j, word in enumerate(phrase)):
-            found.append(i)
-            i += len(phrase)
-        else:
-            i += 1
-    return found
-
-
 def find_phrase(clip: Any, prompt: str, phrase: str, *, source: str) -> list[tuple[int, ...]]:
     """Token positions of every occurrence of ``phrase`` in ``prompt``.
 
@@ -102,24 +75,9 @@ def find_phrase(clip: Any, prompt: str, phrase: str, *, source: str) -> list[tup
     Raises:
         LikenessError: the phrase is empty or is not in the prompt.
     """
-    wanted = words_of(clip, phrase)
-    if not wanted:
-        raise bad_input(
-            "MagicFace Reference: concept", repr(phrase), "a word or phrase", "Name what the picture shows."
-        )
-    prompt_words = words_of(clip, prompt)
-    found = [
-        tuple(word.position for word in prompt_words[start : start + len(wanted)])
-        for start in _starts(prompt_words, wanted)
-    ]
-    if not found:
-        raise bad_input(
-            source,
-            f"{prompt!r}, in which the concept {phrase!r} does not occur",
-            "a prompt that names every reference's concept in the same words",
-            f"Write {phrase!r} into the prompt, or change the reference's concept to a word that is there.",
-        )
-    return found
+    return tokens.find_phrase(
+        words_of(clip, phrase), words_of(clip, prompt), name=phrase, text=prompt, source=source
+    )
 
 
 def assign_tokens(clip: Any, prompt: str, phrases: Sequence[str], *, source: str) -> list[tuple[int, ...]]:

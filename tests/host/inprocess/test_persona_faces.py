@@ -79,8 +79,9 @@ def test_three_steps_with_identity_leave_the_vae_as_it_was(parts, picture, drawn
 def test_gradient_comes_through_the_decoder(parts, picture, drawn, changes):
     asked = request(identity=1.0, **changes)
     inputs = made(parts, picture, faces=drawn)
-    photos, width = persona_learn.prepare_photos(inputs, "man", SIDE)
-    photos, identify = persona_learn.with_identity(inputs, photos, SIDE)
+    pictures = persona_learn.fitted_pictures(inputs, SIDE)
+    photos, width = persona_learn.prepare_photos(inputs, pictures, "man")
+    photos, identify = persona_learn.with_identity(inputs.faces, photos, pictures)
     host = training_host(
         parts.model, parts.clip, "man", (SIDE, SIDE), asked.precision, asked.checkpointing,
         Judging(parts.vae, identify.embedder.model),

@@ -99,7 +99,8 @@ def test_loss_agrees_with_the_other_host(parts):
         tiny.diffusers_unet(), clip_text(encoder), TokenizerAdapter(parts.clip), lambda x: x, lambda x: x,
         1 / (1 + sigmas**2),
     )  # fmt: skip
-    photos, width = persona_learn.prepare_photos(made(parts), "man", SIDE)
+    inputs = made(parts)
+    photos, width = persona_learn.prepare_photos(inputs, persona_learn.fitted_pictures(inputs, SIDE), "man")
     results = []
     for host in (training_host(parts.model, parts.clip, "man", (SIDE, SIDE), "fp32"), other):
         trainer = PersonaTrainer(request(image_width=width), host, photos)

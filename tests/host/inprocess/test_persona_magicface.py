@@ -67,6 +67,15 @@ def test_magicface_of_no_weight_is_the_persona_alone_bit_for_bit(parts, magicfac
     assert torch.equal(silent, alone)
 
 
+@pytest.mark.parametrize("prompt, told", [(PROMPT, False), ("a drawing of S* on a beach", True)])
+def test_a_prompt_that_is_not_magicfaces_is_told_once_a_run(parts, prompt, told, caplog):
+    model, _ = both(parts)
+    _, positive = comfy_persona.apply(parts.model, parts.clip, chain(), prompt)
+    with caplog.at_level("WARNING", logger="likeness"):
+        sample(parts, model, positive)
+    assert caplog.text.count("is not the prompt that MagicFace Apply has encoded") == told
+
+
 @pytest.mark.parametrize("magicface_first", [True, False])
 def test_concepts_are_found_in_the_spoken_words(parts, magicface_first, monkeypatch):
     """The map's columns of 'face' and 'snow' are the attention to the persona's words and to the moved word."""
