@@ -18,7 +18,7 @@ from ..core.magicface.request import MagicFaceRequest, Reference
 from ..faces.miniature import MiniatureDetector, MiniatureEmbedder
 from ..miniature.pipeline import Pipeline
 from ..miniature.world import Identity, Picture, ground_truth, render, sample_identity, sample_picture
-from ..miniature.world.spec import Figure, sample_figure
+from ..miniature.world.spec import Figure, clothed, sample_figure
 from .metrics import (
     IdentityJudge,
     Summary,
@@ -56,7 +56,7 @@ class Concept:
         image: ``3 H W`` in [0, 1].
         mask: ``H W``, head with hair.
         box: the face's box in pixels.
-        word: what the prompt calls them.
+        word: word or phrase that stands for them in the prompt.
     """
 
     identity: Identity
@@ -115,7 +115,11 @@ def single_cases(count: int, side: int, seed: int = 1000, shot: str | None = "po
 
 
 def pair_cases(count: int, side: int, seed: int = 2000) -> list[Case]:
-    """Prompts with a woman and a man side by side, each a held-out person."""
+    """Prompts with a woman and a man side by side, each a held-out person.
+
+    Their concepts are phrases ("woman wearing a red shirt"): the bare words are alike, and the clothes' words hold the
+    two apart in the semantic map.
+    """
     cases = []
     for i in range(count):
         rng = random.Random(seed + i)
@@ -126,6 +130,7 @@ def pair_cases(count: int, side: int, seed: int = 2000) -> list[Case]:
             for j, c in enumerate(concepts)
         )
         picture = sample_picture(rng, pair[0], held_out=True)
+        concepts = tuple(replace(c, word=clothed(f)) for c, f in zip(concepts, figures, strict=True))
         cases.append(Case(concepts, replace(picture, figures=figures, shot="portrait", style="flat")))
     return cases
 

@@ -148,7 +148,8 @@ def _train_options() -> list[io.Input]:
         io.Combo.Input(
             "late",
             options=list(LATE_CHOICES),
-            tooltip="Below the stage: keep the last words (held), or go back to the plain word.",
+            tooltip="Below the stage: keep the last words (held), or go back to the plain word, which keeps more of "
+            "the scene where the stage begins high.",
             **ADVANCED,
         ),
         io.Float.Input(

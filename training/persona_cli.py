@@ -23,6 +23,7 @@ from torch import Tensor
 
 from ..core.errors import LikenessError, bad_input
 from ..core.persona.persona import Persona
+from ..core.persona.stages import LATE_CHOICES
 from ..core.persona.tandem import TandemConfig
 from ..hosts.diffusers.persona import PersonaHost, ddim_timesteps, persona_contexts, plain_contexts, play
 from ..hosts.persona_file import load_persona, save_persona
@@ -89,6 +90,8 @@ def _training_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--stages", choices=("fixed", "iou"), help="fixed bounds, or from attention after a warm-up")
     sub.add_argument("--low", type=int, help="lowest timestep of the dynamic stage (default 400; miniature 500)")
     sub.add_argument("--high", type=int, help="highest timestep of the dynamic stage (default 800; miniature 900)")
+    sub.add_argument("--late", choices=LATE_CHOICES,
+                     help="below the stage: the last words held (default), or the plain word (miniature's default)")
     sub.add_argument("--tandem", type=float, help="weight of Tandem Equilibrium (default 0.001); 0: off")
     sub.add_argument("--precision", choices=("fp32", "bf16"), help="compute type (default fp32)")
     sub.add_argument("--identity", type=float, help="weight of the identity loss (miniature only; default 0)")
@@ -119,7 +122,7 @@ def _host(options: argparse.Namespace) -> tuple[PersonaHost, int]:
 
 def request_of(options: argparse.Namespace) -> PersonaTraining:
     """The training request: defaults of the base, changed by the options that were given."""
-    names = ("steps", "batch", "learning_rate", "tokens", "stages", "low", "high", "precision", "identity",
+    names = ("steps", "batch", "learning_rate", "tokens", "stages", "low", "high", "late", "precision", "identity",
              "checkpointing", "supercategory", "style", "seed")  # fmt: skip
     given = {name: getattr(options, name, None) for name in names}
     changes = {name: value for name, value in given.items() if value is not None and value is not False}

@@ -81,6 +81,11 @@ def _article(noun: str) -> str:
     return f"an {noun}" if noun[0] in "aeiou" else f"a {noun}"
 
 
+def clothed(figure: Figure) -> str:
+    """``woman wearing a red shirt``: a figure in the words that tell it from others in the caption."""
+    return f"{figure.word} wearing {_article(figure.colour)} {figure.garment}"
+
+
 def _figure_words(figure: Figure, shot: str) -> str:
     words = f"a {figure.word}"
     if figure.hair_told and figure.identity.hair != "bald":
