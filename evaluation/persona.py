@@ -276,11 +276,22 @@ class Proof:
         return trainer.curve
 
     def lambda_settings(self, number: int, lambdas: tuple[float, float]) -> dict:
-        """Fixed bounds that a person's curve gives for a pair of thresholds."""
+        """Fixed bounds a curve gives for a pair of thresholds; the miniature's own where it gives none."""
         if lambdas == (0.5, 1.0):
             return {"low": 0, "high": 999}
-        stages, _ = stages_from_iou(self.curve(number), *lambdas)
+        usual = miniature_request()
+        stages, _ = stages_from_iou(self.curve(number), *lambdas, fallback=(usual.low, usual.high))
         return {"low": stages.low, "high": stages.high}
+
+    def lambda_job(self, lambdas: tuple[float, float], number: int) -> Scores:
+        """Scores of one pair of thresholds and person; thresholds that give the same stage share one training."""
+        settings = self.lambda_settings(number, lambdas)
+        usual = miniature_request()
+        if settings == {"low": usual.low, "high": usual.high}:
+            return self.job("full", {}, number)
+        if settings == VARIANTS["+ tandem equilibrium"]:
+            return self.job("+ tandem equilibrium", settings, number)
+        return self.job(f"stage {settings['low']} to {settings['high']}", settings, number)
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -335,8 +346,7 @@ def run(proof: Proof, tables: Sequence[str], people: Sequence[int]) -> str:
                 first[name].append(proof.job(name, settings, number))
         if "2" in tables:
             for pair in LAMBDAS:
-                name = f"lambda {pair[0]}, {pair[1]}"
-                second[name].append(proof.job(name, proof.lambda_settings(number, pair), number))
+                second[f"lambda {pair[0]}, {pair[1]}"].append(proof.lambda_job(pair, number))
         if "curve" in tables:
             curves.append(proof.curve(number))
     parts = [f"Grid: {asdict(proof.grid)}"]
