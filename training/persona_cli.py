@@ -48,8 +48,8 @@ PLACEHOLDER = "S*"
 ELSEWHERE = {"prove": "..evaluation.persona", "benchmark": "..benchmarks.persona"}
 SCENES = (
     "a picture of a S* wearing a red sweater, portrait, in the snow",
-    "a picture of a S* wearing a blue suit and a hat, portrait, on the beach",
-    "a picture of a S* wearing a green hoodie and sunglasses, half body, in the city",
+    "a picture of a S* wearing a blue suit, portrait, on the beach",
+    "a picture of a S* wearing a green hoodie, portrait, in the city",
 )
 
 
