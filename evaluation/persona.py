@@ -43,7 +43,7 @@ from .metrics import IdentityJudge, Summary, detection_rate, prompt_accuracy, su
 log = logging.getLogger("likeness")
 
 PLACEHOLDER = "S*"
-WHOLE = (0, 1000)
+WHOLE = (0, 999)
 NO_TANDEM = TandemConfig(weight=0.0)
 
 #: Table 1. None is no persona at all: the prompt's plain word.
@@ -275,23 +275,17 @@ class Proof:
         path.write_text(json.dumps(asdict(trainer.curve)))
         return trainer.curve
 
-    def lambda_settings(self, number: int, lambdas: tuple[float, float]) -> dict:
-        """Fixed bounds a curve gives for a pair of thresholds; the miniature's own where it gives none."""
-        if lambdas == (0.5, 1.0):
-            return {"low": 0, "high": 999}
-        usual = miniature_request()
-        stages, _ = stages_from_iou(self.curve(number), *lambdas, fallback=(usual.low, usual.high))
-        return {"low": stages.low, "high": stages.high}
-
     def lambda_job(self, lambdas: tuple[float, float], number: int) -> Scores:
-        """Scores of one pair of thresholds and person; thresholds that give the same stage share one training."""
-        settings = self.lambda_settings(number, lambdas)
+        """Scores of one pair of thresholds and person: trained on the stage their curve gives, the miniature's own
+        where it gives none. Thresholds that give the same stage share one training, also with Table 1."""
         usual = miniature_request()
-        if settings == {"low": usual.low, "high": usual.high}:
-            return self.job("full", {}, number)
-        if settings == VARIANTS["+ tandem equilibrium"]:
-            return self.job("+ tandem equilibrium", settings, number)
-        return self.job(f"stage {settings['low']} to {settings['high']}", settings, number)
+        known = {WHOLE: "+ tandem equilibrium", (usual.low, usual.high): "full"}
+        bounds = WHOLE
+        if lambdas != (0.5, 1.0):
+            stages, _ = stages_from_iou(self.curve(number), *lambdas, fallback=(usual.low, usual.high))
+            bounds = (stages.low, stages.high)
+        low, high = bounds
+        return self.job(known.get(bounds, f"stage {low} to {high}"), {"low": low, "high": high}, number)
 
 
 def _mean(values: Sequence[float]) -> float:

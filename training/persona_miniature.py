@@ -49,7 +49,7 @@ def miniature_request(**changes: object) -> PersonaTraining:
 
     Tried on three held-out people that no table uses (identity similarity 0.12 and prompt accuracy 0.85 with the plain
     word): the stage at much noise brought the person nearest, and going back to the plain word below it (the paper's
-    introduction; its experiments hold the last words) kept the prompt, 0.83 against 0.71, at the same identity, 0.53.
+    introduction; the released code holds the last words) kept the prompt, 0.83 against 0.71, at equal identity, 0.53.
     """
     base = PersonaTraining(
         supercategory="person",
