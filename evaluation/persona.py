@@ -94,7 +94,7 @@ def prompt_pictures(person: Person, count: int) -> list[Picture]:
         rng = random.Random(f"persona prompt {i}")
         shot = ("portrait", "portrait", "half body")[i % 3]
         picture = sample_picture(rng, person.identity, held_out=True, shot=shot, people=1)
-        figure = replace(picture.figures[0], word="person", hair_told=False)
+        figure = replace(picture.figures[0], word="person", told="")
         pictures.append(replace(picture, figures=(figure,), style="flat"))
     return pictures
 

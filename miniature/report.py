@@ -92,11 +92,11 @@ def quality_table(images: Tensor, originals: Tensor, reconstructed: Tensor) -> s
 def magicface_table(
     pipeline: Pipeline, cases: Sequence[magicface.Case], variants: Sequence[str], scale: float, steps: int = 12
 ) -> str:
-    """Variants of MagicFace (the paper's Fig. 8) over cases, two pictures each."""
+    """Variants of MagicFace (the paper's Fig. 8) over cases, two pictures each, and the change from vanilla."""
     chosen = {name: magicface.VARIANTS[name] for name in variants}
     with tqdm(total=len(cases) * len(chosen) * steps, desc="MagicFace", unit="step") as bar:
-        rows, _ = magicface.measure(pipeline, cases, (1, 2), steps, chosen, scale=scale, progress=bar.update)
-    return magicface.markdown(rows)
+        rows, outcomes = magicface.measure(pipeline, cases, (1, 2), steps, chosen, scale=scale, progress=bar.update)
+    return f"{magicface.markdown(rows)}\n\n{magicface.change_table(outcomes)}"
 
 
 def curves(side: int = 480) -> Image.Image:

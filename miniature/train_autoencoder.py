@@ -43,7 +43,7 @@ class Crops:
 
     def _picture(self) -> tuple[np.ndarray, Picture]:
         picture = sample_picture(self.rng)
-        return render(picture, 128 if self.rng.random() < 0.35 else 256), picture
+        return render(picture, 128 if self.rng.random() < 0.7 else 256), picture
 
     def _crop(self) -> np.ndarray:
         image, picture = self.rng.choice(self.pool)
@@ -96,7 +96,7 @@ def train(config: Config, state: Checkpoint, record: Log) -> Autoencoder:
         step += 1
         if step % 20 == 0:
             mse = F.mse_loss(output.detach().float(), image) / 4
-            record.write(step=step, seconds=spent, loss=loss, psnr=-10 * mse.log10())
+            record.write(step=step, seconds=spent, loss=loss.detach(), psnr=-10 * mse.log10())
         state.maybe_save(model, optimizer, spent, step)
     if not config.freeze_encoder:
         measure_latents(model, crops)

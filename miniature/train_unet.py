@@ -28,7 +28,8 @@ log = logging.getLogger("likeness")
 class Config:
     """``size``: picture side in pixels (128 or 256); ``minutes``: wall-clock budget the schedule spans.
 
-    ``pairs_from``, ``pairs_to``: share of batches that show pairs, at the start and at the end.
+    ``pairs_from``, ``pairs_to``: share of batches that show pairs, at the start and at the end; ``group``: share of
+    pairs whose second picture shows the person beside someone else. ``two``: share of other pictures with two people.
     ``warm_start``: begin from the shipped weights when there is no checkpoint.
     """
 
@@ -39,6 +40,8 @@ class Config:
     lr: float = 1e-3
     pairs_from: float = 0.3
     pairs_to: float = 0.6
+    group: float = 0.35
+    two: float = 0.3
     empty: float = 0.1
     bands: int = 20
     ema: float = 0.998
@@ -91,13 +94,15 @@ class Batches:
 
     def singles(self) -> tuple[Tensor, Tensor]:
         """Latents ``B 4 h h`` and token ids ``B 77``."""
-        pictures = [sample_picture(self.rng) for _ in range(self.config.batch)]
+        count = self.config.batch
+        people = self.rng.choices((0, 1, 2, 3), (0.05, 0.92 - self.config.two, self.config.two, 0.03), k=count)
+        pictures = [sample_picture(self.rng, people=number) for number in people]
         images = [render(p, self.config.size) for p in pictures]
         return self._encode(images), models.tokenize([self._caption(p.caption) for p in pictures]).to(device())
 
     def pairs(self) -> tuple[Tensor, Tensor]:
         """Latents of two pictures side by side ``B/2 4 h 2h`` and token ids ``B/2 77``."""
-        pairs = [sample_pair(self.rng) for _ in range(self.config.batch // 2)]
+        pairs = [sample_pair(self.rng, group=self.config.group) for _ in range(self.config.batch // 2)]
         images = [np.concatenate([render(a, self.config.size), render(b, self.config.size)], 1) for a, b in pairs]
         captions = [self._caption(pair_caption(a, b)) for a, b in pairs]
         return self._encode(images), models.tokenize(captions).to(device())

@@ -22,7 +22,7 @@ from likeness.miniature.world import (
 )
 from likeness.miniature.world import identity as identity_module
 from likeness.miniature.world.identity import SKIN, identity_count
-from likeness.miniature.world.spec import ACCESSORIES, COLOURS, SCENES, SHOTS, held_out_combination, sample_figure
+from likeness.miniature.world.spec import ACCESSORIES, COLOURS, SCENES, SHOTS, TOLD, held_out_combination, sample_figure
 
 
 def portrait(seed: int, **changes: object) -> Picture:
@@ -134,7 +134,7 @@ def test_the_accessory_mask_is_what_the_accessory_changes(kind: str) -> None:
 def test_held_out_people_and_combinations_never_train() -> None:
     """Everything training draws (pictures, pairs) against everything evaluation draws."""
     rng = random.Random(0)
-    drawn = [sample_picture(rng) for _ in range(400)] + [p for _ in range(150) for p in sample_pair(rng)]
+    drawn = [sample_picture(rng) for _ in range(400)] + [p for _ in range(150) for p in sample_pair(rng, group=0.3)]
     assert not any(f.identity.held_out for p in drawn for f in p.figures)
     worn = [(f.item.kind, p.scene) for p in drawn for f in p.figures if f.item]
     assert worn and not any(held_out_combination(*combination) for combination in worn)
@@ -163,12 +163,38 @@ def test_pairs_show_one_person_twice() -> None:
         assert pair_caption(left, right) == f"{left.caption} next to {right.caption}"
 
 
+def test_pairs_may_show_a_person_alone_and_beside_someone() -> None:
+    rng, places = random.Random(5), set()
+    for _ in range(60):
+        left, right = sample_pair(rng, group=1.0)
+        who = [figure.identity for figure in right.figures]
+        assert len(left.figures) == 1 and len(who) == 2 and left.figures[0].identity in who
+        place = who.index(left.figures[0].identity)
+        assert right.figures[place].word == left.figures[0].word
+        places.add(place)
+    assert places == {0, 1}
+
+
+def test_captions_tell_a_part_of_who_someone_is() -> None:
+    """Every trait of TOLD reaches captions, none where nothing is told or the person lacks it."""
+    rng, seen = random.Random(6), set()
+    for _ in range(300):
+        picture = sample_picture(rng, people=1)
+        figure = picture.figures[0]
+        words = figure.identity.words(figure.told)
+        assert (f" with {words} wearing" in picture.caption) == bool(words)
+        seen |= {figure.told} if words else set()
+    assert seen == set(TOLD) - {""}
+    bald = replace(sample_identity(rng), hair="bald", facial_hair="none")
+    assert bald.words("hair") == bald.words("beard") == bald.words("") == ""
+
+
 def test_captions_become_single_known_tokens() -> None:
     """Every word of a caption is one token that stands in the trained vocabulary, and the caption fits the window."""
     rng = random.Random(3)
     tokenizer = load_tokenizer()
     captions = [sample_picture(rng, held_out=True).caption for _ in range(200)]
-    captions += [pair_caption(*sample_pair(rng)) for _ in range(100)]
+    captions += [pair_caption(*sample_pair(rng, group=0.4)) for _ in range(200)]
     for caption in captions:
         words = caption.replace(",", " ,").split()
         ids = models.tokenize([caption])[0].tolist()

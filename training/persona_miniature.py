@@ -155,7 +155,7 @@ def draw_person(number: int, size: int) -> Person:
     identity = sample_identity(rng, True)
     figure = replace(
         sample_figure(rng, "portrait", identity), item=None, expression="", centre=(0.5, 0.46), head=0.58, tilt=0.0,
-        word="person", hair_told=False,
+        word="person", told="",
     )  # fmt: skip
     picture = Picture((figure,), "portrait", "studio", "flat", seed=rng.randrange(2**31))
     truth = ground_truth(picture, size)[0]

@@ -61,7 +61,7 @@ def compose(request: SampleRequest) -> Picture:
         expression="" if request.expression == NOTHING else request.expression,
         action="standing",
         word=identity.gender,
-        hair_told=False,
+        told="",
     )
     return Picture((figure,), request.shot, request.scene, request.style, seed=request.layout)
 

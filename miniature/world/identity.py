@@ -22,6 +22,11 @@ MOUTHS = ("small", "wide", "full", "thin")
 FACIAL_HAIR = ("none", "moustache", "goatee", "beard")
 MARKS = ("none", "freckles", "mole", "blush")
 
+#: traits in words, for captions that tell a part of who someone is
+SKIN_WORDS = ("pale", "light", "tan", "tan", "brown", "dark", "dark", "pale")
+EYE_WORDS = ("black", "brown", "blue", "green", "grey")
+HAIR_WORDS = {"long": "long", "wavy": "long", "ponytail": "long", "pigtails": "long", "afro": "curly"}
+
 
 @dataclass(frozen=True)
 class Identity:
@@ -45,6 +50,22 @@ class Identity:
     def held_out(self) -> bool:
         """One identity in sixteen is never trained on; which one is fixed by a hash of its traits."""
         return _digest(astuple(self)) % 16 == 0
+
+    def words(self, trait: str) -> str:
+        """A trait as a caption tells it (``long green hair``); empty where the person lacks it.
+
+        Args:
+            trait: ``hair``, ``skin``, ``eyes`` or ``beard``; empty for none.
+        """
+        if trait == "hair" and self.hair != "bald":
+            return f"{HAIR_WORDS.get(self.hair, '')} {self.hair_colour} hair".strip()
+        if trait == "skin":
+            return f"{SKIN_WORDS[self.skin]} skin"
+        if trait == "eyes":
+            return f"{EYE_WORDS[self.eye_colour]} eyes"
+        if trait == "beard" and self.facial_hair != "none":
+            return f"a {'moustache' if self.facial_hair == 'moustache' else 'beard'}"
+        return ""
 
     def as_dict(self) -> dict:
         """Traits as a plain dictionary (for JSON and for the referees' labels)."""

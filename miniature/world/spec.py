@@ -16,6 +16,8 @@ COLOURS = {
     "purple": "#7b3fb0", "pink": "#f08fb9", "black": "#26262b", "white": "#f4f4f0", "brown": "#7a5234",
 }
 PATTERNS = ("plain", "stripes", "dots")
+#: which trait of a person a caption tells, and how often
+TOLD = {"": 0.4, "hair": 0.25, "skin": 0.15, "eyes": 0.1, "beard": 0.1}
 EXPRESSIONS = ("", "smiling", "sad", "surprised", "sleeping")
 ACTIONS = ("standing", "waving", "arms raised", "hands on hips")
 SCENES = {
@@ -39,7 +41,13 @@ class Item:
 
 @dataclass(frozen=True)
 class Figure:
-    """One person; ``centre`` (of the head) and ``head`` (its height) are fractions of the picture's side."""
+    """One person.
+
+    Attributes:
+        centre: of the head, in fractions of the picture's side.
+        head: its height, in the same unit.
+        told: the trait the caption tells (a key of TOLD); empty for none.
+    """
 
     identity: Identity
     garment: str
@@ -51,7 +59,7 @@ class Figure:
     head: float = 0.58
     tilt: float = 0.0
     word: str = "person"
-    hair_told: bool = False
+    told: str = ""
 
 
 @dataclass(frozen=True)
@@ -88,8 +96,8 @@ def clothed(figure: Figure) -> str:
 
 def _figure_words(figure: Figure, shot: str) -> str:
     words = f"a {figure.word}"
-    if figure.hair_told and figure.identity.hair != "bald":
-        words += f" with {figure.identity.hair_colour} hair"
+    if trait := figure.identity.words(figure.told):
+        words += f" with {trait}"
     words += f" wearing {_article(figure.colour)} {figure.garment}"
     if figure.item is not None:
         words += f" and {_article(figure.item.kind)}"
@@ -138,7 +146,7 @@ def sample_figure(rng: random.Random, shot: str, identity: Identity, index: int 
         head=head,
         tilt=rng.uniform(-6, 6),
         word=identity.gender if gender_told else "person",
-        hair_told=rng.random() < 0.25,
+        told=rng.choices(tuple(TOLD), tuple(TOLD.values()))[0],
     )
 
 
@@ -179,12 +187,20 @@ def sample_picture(
             return Picture(figures, shot, scene, style, seed=seed)
 
 
-def sample_pair(rng: random.Random, held_out: bool = False) -> tuple[Picture, Picture]:
-    """The same person (or the same accessory) twice, in two pictures of their own: character sheet, mirror, diptych."""
+def sample_pair(rng: random.Random, held_out: bool = False, group: float = 0.0) -> tuple[Picture, Picture]:
+    """The same person (or the same accessory) twice, in two pictures of their own: character sheet, mirror, diptych.
+
+    Args:
+        rng: source of every choice.
+        held_out: as in :func:`sample_picture`.
+        group: share of pairs whose second picture shows the person beside someone else, to the left or to the right.
+    """
     identity = sample_identity(rng, held_out)
     left = sample_picture(rng, identity, held_out)
-    right = sample_picture(rng, identity, held_out)
     word = left.figures[0].word
+    if group and rng.random() < group:
+        return left, _join(rng, sample_picture(rng, None, held_out, people=2), identity, word)
+    right = sample_picture(rng, identity, held_out)
     right = replace(right, figures=(replace(right.figures[0], word=word),))
     if rng.random() < 0.4:
         right = replace(right, style=left.style)
@@ -194,6 +210,14 @@ def sample_pair(rng: random.Random, held_out: bool = False) -> tuple[Picture, Pi
         elif not held_out_combination(left.figures[0].item.kind, right.scene):
             right = replace(right, figures=(replace(right.figures[0], item=left.figures[0].item),))
     return left, right
+
+
+def _join(rng: random.Random, picture: Picture, identity: Identity, word: str) -> Picture:
+    """``picture`` with one of its people made ``identity``; no traits told, so that two captions fit the window."""
+    figures = [replace(figure, told="") for figure in picture.figures]
+    index = rng.randrange(len(figures))
+    figures[index] = replace(figures[index], identity=identity, word=word)
+    return replace(picture, figures=tuple(figures))
 
 
 def pair_caption(left: Picture, right: Picture) -> str:
