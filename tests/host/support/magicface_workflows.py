@@ -88,6 +88,7 @@ EXAMPLES = {
         "MagicFace: several concepts",
         "A person and a garment from two pictures. Each concept is a *MagicFace Reference*; they are chained, and "
         "each must be named in the prompt. The preview shows which part of the picture each one was given.",
+        seed=6,
     ),
     "texture": Example(
         (TEXTURE,),
@@ -95,7 +96,7 @@ EXAMPLES = {
         "a photo of a teddy bear wearing a sweater, in a room",
         "MagicFace: texture transfer",
         "The reference is a material. Its concept is the thing in the new picture that is to be made of it.",
-        seed=4,
+        seed=7,
     ),
     "style": Example(
         (DRAWN,),
@@ -103,7 +104,7 @@ EXAMPLES = {
         "a watercolor painting of a man wearing a green suit and glasses, portrait, in a meadow",
         "MagicFace: any style",
         "Training-free, so the reference may be a drawing and the new picture in another style.",
-        seed=3,
+        seed=4,
     ),
 }
 
