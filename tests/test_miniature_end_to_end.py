@@ -1,11 +1,11 @@
 """MagicFace on the miniature's trained weights, held-out people: identity rises over vanilla, the prompt still holds.
 
-The bounds come from the spread over other held-out people, the tables "change from vanilla" of miniature/report.md (2
-seeds, 12 steps, weights after 17,203 UNet steps): mean less 2.5 standard errors of as many people as are drawn here. One
-concept, 10 people: identity similarity +0.688 (standard deviation 0.236), so it rises by more than 0.50; skin and hair
-colour distance -0.176 (0.083), so it falls by more than 0.11; prompt accuracy +0.009 (0.097), so it loses less than 0.07.
-Two concepts, 16 pairs: identity +0.301 (0.270), so it rises by more than 0.13. The scene was right in all pictures, so
-more than 85% are asked for (chance 11%).
+The bounds come from the spread over other held-out people, the tables "change from vanilla" of miniature/report.md
+(2 seeds, 12 steps, weights after 17,203 UNet steps): mean less 2.5 standard errors of as many people as are drawn here.
+One concept, 10 people: identity similarity +0.688 (standard deviation 0.236), so it rises by more than 0.50; skin and
+hair colour distance -0.176 (0.083), so it falls by more than 0.11; prompt accuracy +0.009 (0.097), so it loses less
+than 0.07. Two concepts, 16 pairs: identity +0.301 (0.270), so it rises by more than 0.13. The scene was right in all
+pictures, so more than 85% are asked for (chance 11%).
 """
 
 from __future__ import annotations
