@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from . import models
 from .training import Checkpoint, Log, cosine, device
 from .world import pair_caption, render, sample_pair, sample_picture
+from .world.spec import sample_count
 
 log = logging.getLogger("likeness")
 
@@ -94,9 +95,8 @@ class Batches:
 
     def singles(self) -> tuple[Tensor, Tensor]:
         """Latents ``B 4 h h`` and token ids ``B 77``."""
-        count = self.config.batch
-        people = self.rng.choices((0, 1, 2, 3), (0.05, 0.92 - self.config.two, self.config.two, 0.03), k=count)
-        pictures = [sample_picture(self.rng, people=number) for number in people]
+        counts = [sample_count(self.rng, self.config.two) for _ in range(self.config.batch)]
+        pictures = [sample_picture(self.rng, people=count) for count in counts]
         images = [render(p, self.config.size) for p in pictures]
         return self._encode(images), models.tokenize([self._caption(p.caption) for p in pictures]).to(device())
 

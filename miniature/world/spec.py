@@ -150,6 +150,11 @@ def sample_figure(rng: random.Random, shot: str, identity: Identity, index: int 
     )
 
 
+def sample_count(rng: random.Random, two: float = 0.13) -> int:
+    """How many people a picture shows, 0 (an accessory alone) to 3; ``two``: share of pictures with two."""
+    return rng.choices((0, 1, 2, 3), (0.05, 0.93 - two, two, 0.02))[0]
+
+
 def sample_picture(
     rng: random.Random,
     identity: Identity | None = None,
@@ -167,7 +172,7 @@ def sample_picture(
         people: 0 (accessory alone) to 4; drawn when None.
     """
     if people is None:
-        people = rng.choices((0, 1, 2, 3), (0.05, 0.80, 0.13, 0.02))[0] if identity is None else 1
+        people = sample_count(rng) if identity is None else 1
     shot = shot or rng.choices(SHOTS, (0.68, 0.20, 0.12))[0]
     style = rng.choices(tuple(STYLES), (0.82, 0.06, 0.06, 0.06))[0]
     seed = rng.randrange(2**31)
@@ -198,7 +203,7 @@ def sample_pair(rng: random.Random, held_out: bool = False, group: float = 0.0) 
     identity = sample_identity(rng, held_out)
     left = sample_picture(rng, identity, held_out)
     word = left.figures[0].word
-    if group and rng.random() < group:
+    if rng.random() < group:
         return left, _join(rng, sample_picture(rng, None, held_out, people=2), identity, word)
     right = sample_picture(rng, identity, held_out)
     right = replace(right, figures=(replace(right.figures[0], word=word),))
