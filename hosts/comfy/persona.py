@@ -116,25 +116,72 @@ def timestep_reader(sampling: Any) -> Callable[[torch.Tensor], list[int]]:
     return lambda sigmas: timesteps_of(sigmas.cpu(), standard)
 
 
+class Speaker:
+    """A conditioning that carries a plan: its contexts over the schedule, put where its text stands.
+
+    Other nodes may have worked on the conditioning since Persona Apply. What they appended (Conditioning Concat, by
+    which PhotoMaker's prompt joins) stays behind the persona's words. What they changed (Average, Multiply, Zero Out)
+    stays too; the persona's words are added to it by as much as is left of the plain ones: the projection of the text
+    that is given on the one that was encoded, exact for Multiply and Zero Out, nearly 1 for Average.
+
+    Attributes:
+        staged: contexts over the schedule. length: tokens of the given text. share: how much is left of the plan's
+        own text at its beginning, or None where it is untouched. shares: see :func:`prompt_shares`.
+    """
+
+    def __init__(self, plan: PersonaPlan, given: torch.Tensor, schedule: Sequence[int]) -> None:
+        self.staged = plan.contexts(schedule)
+        self.length = given.shape[1]
+        early = plan.early.float()
+        begin = given[:, : early.shape[1]].to(early)
+        shorter = begin.shape[1:] != early.shape[1:]  # another text has taken its place: the persona's stands whole
+        untouched = shorter or bool((begin == early).all())
+        self.share = None if untouched else float((begin * early).sum(dim=(1, 2)).mean() / early.square().sum())
+        more = max(0, self.length - early.shape[1])
+        self.shares = None if plan.shares is None else torch.block_diag(plan.shares, torch.eye(more))
+
+    def speaks(self, timestep: int) -> bool:
+        """Whether the persona's words stand in the text at a timestep."""
+        return self.staged.index(timestep) is not None
+
+    def contexts(self, own: torch.Tensor, timestep: int) -> Contexts:
+        """What the rows ``B L C`` of this conditioning, possibly repeated by the host, say at a timestep."""
+        early = self.staged.early.key.to(own)
+        own = own[:, : self.length]
+        begin, rest = own[:, : early.shape[1]], own[:, early.shape[1] :]
+        return Contexts(*(torch.cat([self._words(begin, early, x.to(own)), rest], 1) for x in self.staged.at(timestep)))
+
+    def _words(self, begin: torch.Tensor, early: torch.Tensor, spoken: torch.Tensor) -> torch.Tensor:
+        if self.share is None:
+            return spoken.expand(begin.shape[0], -1, -1)
+        begin, early, spoken = _equally_long(begin, early, spoken)
+        return begin + self.share * (spoken - early)
+
+
+def _equally_long(*texts: torch.Tensor) -> list[torch.Tensor]:
+    """``B L C`` contexts, each repeated to a common length: attention does not change (the host does the same)."""
+    length = math.lcm(*(text.shape[1] for text in texts))
+    return [text.repeat(1, length // text.shape[1], 1) for text in texts]
+
+
 class Session:
-    """One sampling run: the contexts of every conditioning that carries a plan, by the conditioning's id."""
+    """One sampling run: a speaker for every conditioning that carries a plan, by the conditioning's id."""
 
     def __init__(self, guider: Any, sigmas: torch.Tensor) -> None:
         self.read = timestep_reader(guider.model_patcher.get_model_object("model_sampling"))
         schedule = self.read(sigmas[sigmas > 0])
-        carrying = [c for conds in guider.conds.values() for c in conds if isinstance(c.get(KEY), PersonaPlan)]
-        self.contexts = {c["uuid"]: c[KEY].contexts(schedule) for c in carrying}
-        self.shares = {c["uuid"]: c[KEY].shares for c in carrying}
+        given = [c for conds in guider.conds.values() for c in conds if c.get("cross_attn") is not None]
+        carrying = [c for c in given if isinstance(c.get(KEY), PersonaPlan)]
+        self.speakers = {c["uuid"]: Speaker(c[KEY], c["cross_attn"], schedule) for c in carrying}
         self.last: tuple | None = None
 
     def joined(self, options: Mapping[str, Any], context: torch.Tensor, sigma: torch.Tensor) -> Contexts | None:
         """Key and value contexts of all rows of a call, or None where no row speaks.
 
-        Rows of other conditionings keep their own; where lengths differ all are repeated to a common one, which
-        leaves attention unchanged (the host does the same).
+        Rows of other conditionings keep their own; where lengths differ all are repeated to a common one.
         """
         uuids = options.get("uuids") or []
-        if not any(u in self.contexts for u in uuids) or context.shape[0] % len(uuids):
+        if not any(u in self.speakers for u in uuids) or context.shape[0] % len(uuids):
             return None
         timestep = self.read(sigma.flatten()[:1])[0]
         rows = context.shape[0] // len(uuids)
@@ -145,25 +192,21 @@ class Session:
 
     def places(self, options: Mapping[str, Any], count: int, sigma: torch.Tensor) -> list[torch.Tensor | None]:
         """For each of ``count`` rows the shares of its tokens in those of the prompt; None for rows of plain words."""
-        uuids = options["uuids"]
         timestep = self.read(sigma.flatten()[:1])[0]
-        speak = [u in self.contexts and self.contexts[u].index(timestep) is not None for u in uuids]
-        shares = [self.shares[u] if speaks else None for u, speaks in zip(uuids, speak, strict=True)]
-        return [item for item in shares for _ in range(count // len(uuids))]
+        speaking = [self._speaking(uuid, timestep) for uuid in options["uuids"]]
+        shares = [speaker.shares if speaker is not None else None for speaker in speaking]
+        return [item for item in shares for _ in range(count // len(shares))]
+
+    def _speaking(self, uuid: Any, timestep: int) -> Speaker | None:
+        speaker = self.speakers.get(uuid)
+        return speaker if speaker is not None and speaker.speaks(timestep) else None
 
     def _join(self, uuids: Sequence[Any], context: torch.Tensor, rows: int, timestep: int) -> Contexts:
         parts: list[Contexts] = []
         for uuid, own in zip(uuids, context.split(rows), strict=True):
-            staged = self.contexts.get(uuid)
-            if staged is None or staged.index(timestep) is None:
-                parts.append(Contexts(own, own))
-                continue
-            key, value = staged.at(timestep)
-            parts.append(Contexts(key.to(own).expand(rows, -1, -1), value.to(own).expand(rows, -1, -1)))
-        length = math.lcm(*(part.key.shape[1] for part in parts))
-        return Contexts(
-            *(torch.cat([part[k].repeat(1, length // part[k].shape[1], 1) for part in parts]) for k in (0, 1))
-        )
+            speaker = self._speaking(uuid, timestep)
+            parts.append(Contexts(own, own) if speaker is None else speaker.contexts(own, timestep))
+        return Contexts(*(torch.cat(_equally_long(*texts)) for texts in zip(*parts, strict=True)))
 
 
 def outer_sample(executor: Any, noise: torch.Tensor, latent_image: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -172,7 +215,7 @@ def outer_sample(executor: Any, noise: torch.Tensor, latent_image: torch.Tensor,
     options = guider.model_options.setdefault("transformer_options", {})
     try:
         session = Session(guider, sigmas)
-        if session.contexts:
+        if session.speakers:
             options[KEY] = session
         return executor(noise, latent_image, *args, **kwargs)
     finally:

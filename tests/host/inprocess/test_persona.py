@@ -9,6 +9,8 @@ import comfy.sample
 import comfy.samplers
 import pytest
 import torch
+from comfy.ldm.modules.attention import optimized_attention
+from comfy_extras import nodes_photomaker
 from likeness.core.errors import LikenessError
 from likeness.core.persona.mapper import Mapper, MapperConfig
 from likeness.core.persona.persona import Persona
@@ -19,6 +21,8 @@ from likeness.hosts.comfy.persona_text import encode_at, mark_prompt, text_width
 from likeness.hosts.comfy.persona_training import TokenizerAdapter
 from likeness.hosts.diffusers.persona import PersonaHost, clip_text, ddim_timesteps, persona_contexts, play
 from likeness.tests.host.support import tiny
+
+from nodes import ConditioningAverage, ConditioningConcat
 
 SIZE = (8, 8)
 PROMPT = "a photo of S* in the snow"
@@ -150,7 +154,7 @@ def test_any_sampler_uses_the_contexts_of_its_noise_level(parts, sampler, schedu
 
     def spy(self, options, context, sigma):
         made = joined(self, options, context, sigma)
-        plan = next(iter(self.contexts.values()))
+        plan = next(iter(self.speakers.values())).staged
         seen.append((float(sigma.flatten()[0]), made, plan))
         return made
 
@@ -263,6 +267,86 @@ def test_encoding_leaves_the_clip_as_it_was(parts):
     assert torch.equal(before, parts.clip.encode_from_tokens(parts.clip.tokenize("a man")))
 
 
+# --- conditionings that other nodes have worked on
+
+
+def spoken_at(parts, positive, timestep=600):
+    """Key, value and plain contexts the conditional row has at a timestep."""
+    model = comfy_persona.install(parts.model)
+    seen = []
+
+    def look(n, context, value, extra):
+        if extra["block"] == ("input", 1):
+            seen.append((context[extra["cond_or_uncond"].index(0)], value[extra["cond_or_uncond"].index(0)]))
+        return n, context, value
+
+    model.set_model_attn2_patch(look)
+    run(model, positive, parts.negative, table(parts)[[timestep, timestep - 100]])
+    return seen[0]
+
+
+def encoded(parts, text):
+    return parts.clip.encode_from_tokens_scheduled(parts.clip.tokenize(text))
+
+
+def test_a_concatenated_prompt_stays_beside_the_persona(parts):
+    positive, other = apply(parts.model, parts.clip, named(make_persona()), PROMPT)[1], encoded(parts, "a red car")
+    alone = spoken_at(parts, positive)
+    joined = spoken_at(parts, ConditioningConcat().concat(positive, other)[0])
+    for one, both in zip(alone, joined, strict=True):
+        assert both.shape[0] == 154
+        torch.testing.assert_close(both[:77], one)
+        torch.testing.assert_close(both[77:], other[0][0][0].to(both))
+
+
+def test_photomakers_prompt_joins_a_persona(parts):
+    """The host's own encoding node and its fusion with random weights: the picture has both."""
+
+    class Encoder(torch.nn.Module):
+        load_device = torch.device("cpu")
+
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(5)
+            self.vision = torch.nn.Linear(3 * 224 * 224, tiny.CONTEXT_WIDTH)
+            self.fuse = nodes_photomaker.FuseModule(tiny.CONTEXT_WIDTH, comfy.ops.disable_weight_init)
+            for name, weight in self.fuse.named_parameters():
+                torch.nn.init.normal_(weight, 1.0 if "norm" in name and "weight" in name else 0.0, 0.1)
+
+        def forward(self, id_pixel_values, prompt_embeds, class_tokens_mask):
+            seen = self.vision(id_pixel_values.flatten(2))[:, :, None]
+            return self.fuse(prompt_embeds.clone(), seen, class_tokens_mask)
+
+    with torch.inference_mode():
+        image = torch.rand(1, 64, 64, 3, generator=torch.Generator().manual_seed(6))
+        made = nodes_photomaker.PhotoMakerEncode.execute(Encoder(), image, parts.clip, "a photo of photomaker")
+    other = made.result[0]
+    positive = apply(parts.model, parts.clip, named(make_persona()), PROMPT)[1]
+    key, value = spoken_at(parts, ConditioningConcat().concat(positive, other)[0])
+    torch.testing.assert_close(key[:77], spoken_at(parts, positive)[0])
+    torch.testing.assert_close(value[77:], other[0][0][0].to(value))
+
+
+@pytest.mark.parametrize("strength", [1.0, 0.5, 0.0])
+def test_a_multiplied_conditioning_multiplies_the_persona(parts, strength):
+    positive = apply(parts.model, parts.clip, named(make_persona()), PROMPT)[1]
+    alone = spoken_at(parts, positive)
+    changed = spoken_at(parts, [[positive[0][0] * strength, positive[0][1]]])
+    for one, other in zip(alone, changed, strict=True):
+        torch.testing.assert_close(other, one * strength, rtol=1e-4, atol=1e-4)
+
+
+def test_an_averaged_conditioning_keeps_the_other_text(parts):
+    """The plain words cannot be told from the other text: the persona speaks at nearly full weight."""
+    positive, other = apply(parts.model, parts.clip, named(make_persona()), PROMPT)[1], encoded(parts, "a red car")
+    averaged = ConditioningAverage().addWeighted(positive, other, 0.5)[0]
+    plain, mixed = (entry[0][0][0] for entry in (positive, averaged))
+    for alone, both in zip(spoken_at(parts, positive), spoken_at(parts, averaged), strict=True):
+        persona, added = alone - plain, both - mixed
+        assert torch.nn.functional.cosine_similarity(added.flatten(), persona.flatten(), dim=0) > 0.999
+        assert 0.5 < added.norm() / persona.norm() < 1.001
+
+
 # --- errors, other patches, ends of runs
 
 
@@ -312,6 +396,33 @@ def test_foreign_patch_keeps_working(parts, first):
     )
     base_only = run(add(parts.model), positive, parts.negative, sigmas)
     assert not torch.equal(patched, base_only)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_image_prompts_in_the_cross_attention(parts, first):
+    """A replace of every cross-attention that adds attention to picture tokens, as IP-Adapter packs set it."""
+    picture = torch.randn(1, 4, tiny.CONTEXT_WIDTH, generator=torch.Generator().manual_seed(3))
+
+    def add(model, weight):
+        def replace(q, k, v, extra):
+            seen = torch.nn.functional.pad(picture, (0, k.shape[-1] - picture.shape[-1])).to(k).expand(len(q), -1, -1)
+            image = optimized_attention(q, seen, seen, extra["n_heads"])
+            return optimized_attention(q, k, v, extra["n_heads"]) + weight * image
+
+        model = model.clone()
+        for block in [("input", 1), ("input", 2), ("middle", 0), ("output", 3), ("output", 5)]:
+            model.set_model_attn2_replace(replace, *block)
+        return model
+
+    def together(weight):
+        base = add(parts.model, weight) if first else parts.model
+        model, positive = apply(base, parts.clip, named(make_persona()), PROMPT)
+        return run(model if first else add(model, weight), positive, parts.negative, table(parts)[[700, 500]])
+
+    model, positive = apply(parts.model, parts.clip, named(make_persona()), PROMPT)
+    alone = run(model, positive, parts.negative, table(parts)[[700, 500]])
+    assert torch.equal(together(0.0), alone)
+    assert (together(1.0) - alone).norm() > 1e-3 * alone.norm()
 
 
 def test_interrupt_leaves_nothing_behind(parts):

@@ -7,29 +7,14 @@ import torch
 from likeness.core.magicface.call import MagicFaceCall
 from likeness.core.magicface.maps import MapBuilder, cross_probabilities
 from likeness.core.magicface.run import Capture
-from likeness.core.persona.mapper import Mapper, MapperConfig
-from likeness.core.persona.persona import Persona
-from likeness.core.persona.stages import Stages
 from likeness.hosts.comfy import persona as comfy_persona
 from likeness.hosts.comfy.persona_places import prompt_shares
-from likeness.hosts.comfy.persona_text import NamedPersona, mark_prompt
+from likeness.hosts.comfy.persona_text import mark_prompt
 from likeness.tests.host.support import magicface, tiny
+from likeness.tests.host.support.persona import PLAIN, PROMPT, WORDS, chain
 
-WORDS = 4
-PROMPT, PLAIN = "a photo of S* in the snow", "a photo of face in the snow"
 FACE, SNOW = 4, 7  # positions in the plain prompt
 SPOKEN_FACE, SPOKEN_SNOW = [4, 5, 6, 7], [10]
-#: speaks from the first step on but the highest timesteps
-STAGES = Stages(100, 900)
-
-
-def chain(supercategory: str = "face", placeholder: str = "S*", seed: int = 0) -> tuple[NamedPersona, ...]:
-    torch.manual_seed(seed)
-    config = MapperConfig((tiny.CONTEXT_WIDTH,), tokens=WORDS, image_width=16)
-    mapper = Mapper(config, torch.randn(tiny.CONTEXT_WIDTH) * 0.5).eval().requires_grad_(False)
-    return (NamedPersona(placeholder, Persona(mapper, STAGES, supercategory, torch.randn(1, 16))),)
-
-
 def both(parts, names=("face",), *, weight=3.0, magicface_first=True, alpha=0.4):
     """Model and positive conditioning with MagicFace below or above the persona."""
     references = magicface.chain(*names, mask=magicface.box(), weight=weight)

@@ -1,0 +1,71 @@
+"""The host's own nodes that patch a model, each before and after MagicFace and a persona: all of them keep acting."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import pytest
+import torch
+from likeness.hosts.comfy import persona as comfy_persona
+from likeness.tests.host.support import magicface, tiny
+from likeness.tests.host.support.persona import PLAIN, PROMPT, chain
+
+#: Module and class in ``comfy_extras``, inputs after the model, and whether it changes this tiny model's picture.
+NODES: dict[str, tuple[str, tuple[Any, ...], bool]] = {
+    "FreeU_V2": ("nodes_freelunch", (1.3, 1.4, 0.9, 0.2), True),
+    "PerturbedAttentionGuidance": ("nodes_pag", (3.0,), True),
+    "SelfAttentionGuidance": ("nodes_sag", (0.8, 2.0), True),
+    "NAGuidance": ("nodes_nag", (5.0, 0.5, 1.5), True),
+    "PatchModelAddDownscale": ("nodes_model_downscale", (3, 2.0, 0.0, 0.5, True, "bicubic", "bicubic"), True),
+    "HyperTile": ("nodes_hypertile", (32, 2, 0, False), True),
+    "TomePatchModel": ("nodes_tomesd", (0.5,), True),
+    "UNetSelfAttentionMultiply": ("nodes_attention_multiply", (1.2, 1.0, 0.9, 1.0), True),
+    "UNetCrossAttentionMultiply": ("nodes_attention_multiply", (1.2, 1.0, 0.9, 1.0), True),
+    "RescaleCFG": ("nodes_model_advanced", (0.7,), True),
+    "ModelSamplingDiscrete": ("nodes_model_advanced", ("v_prediction", True), True),
+    "APG": ("nodes_apg", (1.0, 5.0, 0.0), True),
+    "TCFG": ("nodes_tcfg", (), True),
+    "Mahiro": ("nodes_mahiro", (), True),
+    "FreSca": ("nodes_fresca", (1.0, 1.5, 2), True),
+    "EpsilonScaling": ("nodes_eps", (1.02,), True),
+    "TemporalScoreRescaling": ("nodes_eps", (0.5, 1.0), True),
+    "DifferentialDiffusion": ("nodes_differential_diffusion", (1.0,), False),
+    "EasyCacheNode": ("nodes_easycache", (0.2, 0.0, 1.0, False), False),
+    "LazyCacheNode": ("nodes_easycache", (0.2, 0.0, 1.0, False), False),
+}
+
+
+def put(name: str, model: Any) -> Any:
+    """The model that the host's node gives; skips where this host has no such node."""
+    module, inputs, _ = NODES[name]
+    node = getattr(importlib.import_module(f"comfy_extras.{module}"), name)
+    return node.execute(model, *inputs)[0] if hasattr(node, "execute") else node().patch(model, *inputs)[0]
+
+
+def both(parts: Any, model: Any) -> tuple[Any, list]:
+    """MagicFace and a persona on a model."""
+    below = magicface.apply(parts, magicface.chain("face", mask=magicface.box()), PLAIN, model=model, alpha=0.5).model
+    return comfy_persona.apply(below, parts.clip, chain(), PROMPT)
+
+
+@pytest.mark.parametrize("name", NODES)
+def test_both_act_beside_the_hosts_node(parts: Any, name: str) -> None:
+    try:
+        alone = put(name, parts.model)
+    except (ModuleNotFoundError, AttributeError):
+        pytest.skip(f"this ComfyUI has no {name}")
+    ours, positive = both(parts, parts.model)
+    plain = magicface.apply(parts, None, PLAIN).positive
+
+    def sample(model: Any, conditioning: list) -> torch.Tensor:
+        return tiny.sample(model, conditioning, parts.negative, steps=4)
+
+    after, before = sample(put(name, ours), positive), sample(both(parts, alone)[0], positive)
+    assert torch.isfinite(after).all()
+    torch.testing.assert_close(after, before, rtol=1e-3, atol=1e-3)
+    for other in (sample(put(name, ours), plain), sample(put(name, comfy_persona.install(parts.model)), positive)):
+        assert (after - other).norm() > 1e-3 * after.norm(), "the persona and MagicFace act, each by itself"
+    if NODES[name][2]:
+        assert (after - sample(ours, positive)).norm() > 1e-3 * after.norm(), "the host's node acts"
+    assert torch.equal(sample(ours, positive), sample(*both(parts, parts.model))), "nothing of it stays behind"
