@@ -24,6 +24,13 @@ class Measure:
     peak_mib: float
 
 
+def now(device: torch.device) -> float:
+    """Seconds on a clock of no fixed start, when everything asked of the device is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
 def measure(work: Callable[[], object], device: torch.device) -> Measure:
     """Run ``work`` once and measure it."""
     gc.collect()
@@ -34,11 +41,9 @@ def _cuda(work: Callable[[], object], device: torch.device) -> Measure:
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
-    torch.cuda.synchronize(device)
-    started = time.perf_counter()
+    started = now(device)
     work()
-    torch.cuda.synchronize(device)
-    seconds = time.perf_counter() - started
+    seconds = now(device) - started
     return Measure(seconds, (torch.cuda.max_memory_allocated(device) - before) / MIB)
 
 
