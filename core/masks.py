@@ -10,22 +10,27 @@ from .errors import bad_input
 Grid = tuple[int, int]
 
 
-def check_mask(mask: torch.Tensor, name: str) -> torch.Tensor:
+def check_mask(
+    mask: torch.Tensor, name: str, kind: str = "mask", without: str = "to use the whole picture"
+) -> torch.Tensor:
     """Return ``mask`` (``h w``, values in [0, 1]) or explain what is wrong with it.
+
+    Args:
+        mask: one plane. name: whose it is. kind: what it is called there. without: what leaving it out is for.
 
     Raises:
         LikenessError: it is not one plane, holds NaN, or is empty.
     """
     if mask.ndim != 2 or 0 in mask.shape:
-        raise bad_input(f"{name}: mask", f"shape {tuple(mask.shape)}", "one plane, height x width", "Give one mask.")
+        raise bad_input(f"{name}: {kind}", f"shape {tuple(mask.shape)}", "one plane, height x width", "Give one mask.")
     if not bool(torch.isfinite(mask).all()):
-        raise bad_input(f"{name}: mask", "NaN or infinite values", "values in [0, 1]", "Check how the mask is made.")
+        raise bad_input(f"{name}: {kind}", "NaN or infinite values", "values in [0, 1]", "Check how the mask is made.")
     if not bool((mask > 0).any()):
         raise bad_input(
-            f"{name}: mask",
+            f"{name}: {kind}",
             "an empty mask (no pixel above 0)",
             "a mask that is white over the concept",
-            "Paint or segment the concept, invert the mask, or disconnect it to use the whole picture.",
+            f"Paint or segment the concept, invert the mask, or disconnect it {without}.",
         )
     return mask
 

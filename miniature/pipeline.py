@@ -78,7 +78,7 @@ class Pipeline:
 
     def reference(
         self, image: Tensor, word: str, prompt: str, mask: Tensor | None = None, weight: float = 3.0,
-        own_prompt: str | None = None,
+        own_prompt: str | None = None, region: Tensor | None = None,
     ) -> Reference:
         """One concept picture, ready for a request.
 
@@ -89,6 +89,7 @@ class Pipeline:
             mask: ``h w`` in [0, 1] of any size; None is the whole picture.
             weight: w of section 3.2.4.
             own_prompt: prompt of the reference's own forward; None is the word.
+            region: where in the new picture it belongs, ``h w`` in [0, 1] of any size; None: where the map finds it.
         """
         name = f"MagicFace reference '{word}'"
         if mask is not None:
@@ -99,6 +100,7 @@ class Pipeline:
         return Reference(
             name=word, latent=self.encode(image[None]), context=context, context_key=digest(context.context),
             positions=tuple(position for occurrence in found for position in occurrence), mask=mask, weight=weight,
+            region=region,
         )
 
     def noise(self, seeds: Sequence[int], height: int | None = None, width: int | None = None) -> Tensor:

@@ -64,13 +64,19 @@ class MagicFaceReference(io.ComfyNode):
                     tooltip="What the reference picture shows, for its own pass through the model. Empty: the concept.",
                     **ADVANCED,
                 ),
+                io.Mask.Input(
+                    "region",
+                    optional=True,
+                    tooltip="Where the concept belongs in the new picture; any size, stretched over it. Without one "
+                    "the concept is found by its word. Use it when several people get mixed up.",
+                ),
             ],
             outputs=[ReferencesType.Output("references_out", "references", tooltip="The chain with this one added.")],
         )
 
     @classmethod
-    def execute(cls, image, concept, weight, mask=None, references=None, prompt="") -> io.NodeOutput:
-        item = make_concept(image, mask, concept, prompt, weight)
+    def execute(cls, image, concept, weight, mask=None, references=None, prompt="", region=None) -> io.NodeOutput:
+        item = make_concept(image, mask, concept, prompt, weight, region)
         chain = References((*(references.concepts if references else ()), item))
         note = "" if mask is not None else f"No mask: the whole picture stands for '{item.name}'."
         return io.NodeOutput(chain, ui=ui.PreviewText(note) if note else None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,6 +12,8 @@ from diffusers.models.attention_processor import AttnProcessor2_0
 from likeness.core.blocks import BlockId
 from likeness.core.errors import LikenessError
 from likeness.core.magicface.cache import ReferenceCache
+from likeness.core.magicface.concepts import Placement, group_references
+from likeness.core.magicface.maps import SemanticMap
 from likeness.core.magicface.record import Recorder
 from likeness.core.magicface.references import noised
 from likeness.core.magicface.request import MagicFaceRequest, MapOptions, Reference
@@ -293,6 +296,72 @@ def test_options_matter(unet, options):
     a, b = run(unet, ask(*references)), run(unet, ask(*references, **options))
     assert torch.isfinite(b).all()
     assert not torch.allclose(a, b, atol=1e-6)
+
+
+# -- regions the user gives ------------------------------------------------------------------------------------------
+
+
+def placed(i: int, region: torch.Tensor, **options) -> Reference:
+    return replace(reference(i, mask=half(), **options), region=region)
+
+
+def test_a_region_of_the_whole_picture_is_rsa_from_the_first_step(unet):
+    """One concept that is everywhere: group 1 is all queries, and attends what RSA attends; no map is waited for."""
+    everywhere = run(unet, ask(placed(0, torch.ones(5, 7)), alpha=0.0))
+    assert torch.allclose(everywhere, run(unet, ask(reference(mask=half()), alpha=1.0)), atol=1e-10)
+
+
+def test_a_region_that_holds_nothing_is_vanilla(unet):
+    assert torch.allclose(run(unet, ask(placed(0, torch.zeros(8, 8)), alpha=0.0)), vanilla(unet), atol=1e-10)
+
+
+def test_regions_hold_whatever_the_words_say(unet):
+    """With all concepts placed, another prompt position changes nothing, and no map is made."""
+    left, right = half(), 1 - half()
+    given = [ask(placed(0, left, positions=(p,)), placed(1, right, positions=(q,))) for p, q in ((3, 4), (9, 30))]
+    assert torch.equal(*(run(unet, request) for request in given))
+    swapped = run(unet, ask(placed(0, right), placed(1, left)))
+    assert not torch.allclose(swapped, run(unet, given[0]), atol=1e-6)
+
+
+def test_the_same_word_in_two_places_is_two_concepts(unet):
+    left, right = half(), 1 - half()
+    apart = run(unet, ask(placed(0, left, positions=(3,)), placed(1, right, positions=(3,))))
+    assert torch.equal(apart, run(unet, ask(placed(0, left, positions=(3,)), placed(1, right, positions=(4,)))))
+    together = run(unet, ask(placed(0, left, positions=(3,)), placed(1, left.clone(), positions=(3,))))
+    assert not torch.allclose(apart, together, atol=1e-6)
+
+
+@pytest.mark.parametrize("grid", [(16, 16), (9, 21)])
+def test_one_concept_placed_beside_one_that_is_found(unet, grid):
+    """The found one keeps the map's places outside the region; the preview shows the labels that were used."""
+    recorder = Recorder()
+    x = rand(1, 4, *grid)
+    free = ask(reference(0, mask=half()), reference(1, mask=half()), recorder=recorder)
+    run(unet, free, x)
+    before = recorder.steps[-1].labels
+    run(unet, ask(reference(0, mask=half()), placed(1, half()), recorder=recorder), x)
+    inside = mask_to_grid(half(), before.shape[-2:])
+    for step in recorder.steps:
+        if step.labels is not None:
+            assert (step.labels[0][inside] == 2).all() and not (step.labels[0][~inside] == 2).any()
+
+
+def test_labels_of_placed_and_found_concepts():
+    """Overlaps go to the later one, a placed word's find outside its region is background, parts follow the map."""
+    top = torch.zeros(4, 4)
+    top[:2] = 1
+    concepts = group_references([reference(0), placed(1, top), placed(2, half(4, 4)), reference(0)])
+    assert [c.members for c in concepts] == [(0, 3), (1,), (2,)]
+    placement = Placement(concepts)
+    found = torch.tensor([[0, 1, 2, 3]]).expand(4, 4)[None]
+    semantic = SemanticMap((found - 1) % 4, None, 3, False)
+    assert torch.equal(semantic.labels, found)
+    expected = torch.tensor([[3, 3, 2, 2], [3, 3, 2, 2], [3, 3, 0, 0], [3, 3, 0, 0]])
+    assert torch.equal(placement.labels(semantic, 1, (4, 4))[0], expected)
+    assert torch.equal(placement.labels(semantic, 1, (4, 4), whole=False), found)
+    lower = torch.tensor([[3, 3, 2, 2], [3, 3, 2, 2], [3, 3, 0, 0], [3, 3, 0, 0]])
+    assert torch.equal(placement.labels(None, 2, (4, 4)), lower.expand(2, 4, 4))
 
 
 def test_references_with_the_same_word_share_a_region(unet):

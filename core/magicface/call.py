@@ -52,6 +52,7 @@ class MagicFaceCall:
     samples: tuple[int, ...]
     worded: tuple[bool, ...]
     grid: Grid
+    whole: bool
     keys: dict[BlockId, list[ReferenceKeys]]
     maps: _Maps | None
     builder: MapBuilder | None
@@ -61,7 +62,7 @@ class MagicFaceCall:
     @classmethod
     def idle(cls) -> MagicFaceCall:
         """A call that changes and sees nothing."""
-        return cls(None, 0.0, "", (), (), (), (0, 0), {}, None, None)
+        return cls(None, 0.0, "", (), (), (), (0, 0), True, {}, None, None)
 
     def __post_init__(self) -> None:
         rows = range(len(self.conditional))
@@ -128,16 +129,25 @@ class MagicFaceCall:
         keys = self.keys[block]
         if self.stage == "rsa":
             return rsa(q, k, v, heads, keys, foreign)
-        groups = self._groups(block, q.shape[1])
+        groups = self._groups(block, q)
         return rba(q, k, v, heads, keys, [groups[self.samples[row]] for row in self._cond], foreign)
 
-    def _groups(self, block: BlockId, tokens: int) -> list[Groups]:
+    def _groups(self, block: BlockId, q: torch.Tensor) -> list[Groups]:
         """Per picture its token groups at a block, kept as long as the map is."""
-        grid = token_grid(self.grid, self.run.layout.factor(block), tokens)
-        if grid not in self.maps.groups:
-            labels = self.maps.current.labels_on(grid).flatten(1)  # B N
-            self.maps.groups[grid] = [group_tokens(row) for row in labels]
-        return self.maps.groups[grid]
+        grid = token_grid(self.grid, self.run.layout.factor(block), q.shape[1])
+        key = (grid, self.batch)
+        if key not in self.maps.groups:
+            self.maps.groups[key] = [group_tokens(row) for row in self.labels(grid).to(q.device).flatten(1)]  # B N
+        return self.maps.groups[key]
+
+    @property
+    def batch(self) -> int:
+        """Number of pictures."""
+        return max(self.samples) + 1
+
+    def labels(self, grid: Grid) -> torch.Tensor:
+        """Where each concept is drawn, ``B h w``; see :meth:`Placement.labels`."""
+        return self.run.placement.labels(self.maps.current, self.batch, grid, self.whole)
 
     # -- observation ---------------------------------------------------------------------------------------------
 

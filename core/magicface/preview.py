@@ -88,7 +88,7 @@ class RunRecorder:
         self._grid = token_grid(call.grid, self.run.layout.factor(block), q.shape[0])
         allowed = None
         if call.stage == "rba":
-            label = call.maps.current.labels_on(self._grid)[0].flatten()  # N
+            label = call.labels(self._grid)[0].flatten().to(joined.bias.device)  # N
             concept = torch.cat([torch.full_like(s.bias, i + 1) for i, s in enumerate(keys)])  # M
             allowed = label[:, None] == concept[None, :]
         share = reference_share(q, k, heads, joined, allowed)
@@ -106,7 +106,10 @@ class RunRecorder:
 
     def _write_map(self, call: MagicFaceCall, step: int) -> None:
         semantic = call.builder.finish() if call.builder else None
-        labels = None if semantic is None else semantic.labels.cpu()
+        labels = None
+        if semantic is not None:
+            grid = tuple(semantic.winner.shape[-2:])
+            labels = self.run.placement.labels(semantic, call.batch, grid, call.whole).cpu()
         if labels is not None or not any(record.step == step for record in self.recorder.steps):
             kept = [record for record in self.recorder.steps if record.step != step]
             self.recorder.steps[:] = [*kept, StepRecord(call.sigma, step, call.stage, labels)]
@@ -127,12 +130,11 @@ class RunRecorder:
     def _key_places(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Of every key, in the keys' order: its reference's number (from 1) and its token in it (-1: none)."""
         numbers, pixels = [], []
-        for concept in self.run.concepts:
-            for path in self.run.paths:
-                if path.reference.positions == concept:
-                    places = path.places(self._block).cpu()
-                    pixels.append(places)
-                    numbers.append(torch.full_like(places, path.index + 1))
+        for concept in self.run.placement.concepts:
+            for path in (self.run.paths[index] for index in concept.members):
+                places = path.places(self._block).cpu()
+                pixels.append(places)
+                numbers.append(torch.full_like(places, path.index + 1))
         return torch.cat(numbers), torch.cat(pixels)
 
     def _grids(self) -> dict[int, tuple[int, int]]:

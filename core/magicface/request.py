@@ -30,6 +30,8 @@ class Reference:
         positions: where the concept's tokens stand in the text context of the picture's prompt (all occurrences).
         mask: concept region in [0, 1], ``h w`` of any size (same framing as the picture); None is the whole picture.
         weight: w of section 3.2.4; 0 switches the reference off.
+        region: where in the new picture the concept belongs, ``h w`` of any size in [0, 1]; None leaves that to the
+            semantic map.
         batch_key: references whose latent size and ``batch_key`` agree share one forward (e.g. the context's length).
     """
 
@@ -41,6 +43,7 @@ class Reference:
     mask: torch.Tensor | None = None
     weight: float = 3.0
     batch_key: Hashable = None
+    region: torch.Tensor | None = None
 
     def __post_init__(self) -> None:
         where = f"MagicFace reference '{self.name}'"
@@ -55,8 +58,9 @@ class Reference:
             )
         if not (math.isfinite(self.weight) and self.weight >= 0):
             raise bad_input(f"{where}: weight", self.weight, "a number of at least 0", "Use 3 to start with.")
-        if self.mask is not None and self.mask.ndim != 2:
-            raise bad_input(f"{where}: mask", f"shape {tuple(self.mask.shape)}", "height x width", "Give one mask.")
+        for name, plane in (("mask", self.mask), ("region", self.region)):
+            if plane is not None and plane.ndim != 2:
+                raise bad_input(f"{where}: {name}", f"shape {tuple(plane.shape)}", "height x width", "Give one mask.")
 
 
 @dataclass(frozen=True)

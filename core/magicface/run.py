@@ -28,6 +28,7 @@ from ..schedule import Schedule, same_sigma
 from . import guidance
 from .cache import ReferenceEntry
 from .call import MagicFaceCall
+from .concepts import Placement, group_references
 from .injection import ReferenceKeys
 from .maps import MapBuilder, SemanticMap, auto_ca_scale
 from .preview import RunRecorder
@@ -53,11 +54,11 @@ def check_layout(layout: UNetLayout) -> None:
 
 @dataclass
 class _Maps:
-    """Maps of one region of the picture: the one in use, and the one being collected at the present sigma."""
+    """Maps of one area of the picture: the one in use, and the one being collected at the present sigma."""
 
     current: SemanticMap | None = None
     builder: MapBuilder | None = None
-    groups: dict[Grid, list] = field(default_factory=dict)
+    groups: dict[tuple[Grid, int], list] = field(default_factory=dict)
 
     def promote(self) -> None:
         finished = self.builder.finish() if self.builder else None
@@ -116,7 +117,7 @@ class MagicFaceRun:
         request = self.request
         check_layout(self.layout)
         self.blocks = self.layout.select(request.layers)
-        self.concepts = tuple(dict.fromkeys(path.reference.positions for path in self.paths))
+        self.placement = Placement(group_references([path.reference for path in self.paths]))
         self._check_positions()
         self.map_blocks = frozenset(b for b in self.layout.blocks if self.layout.factor(b) in request.maps.factors)
         if not self.map_blocks:
@@ -126,20 +127,21 @@ class MagicFaceRun:
                 f"some of {self.layout.factors}, where this model has attention",
                 "Choose at least one of them.",
             )
-        self.ca_scale = request.maps.ca_scale or auto_ca_scale(len(self.concepts))
+        self.ca_scale = request.maps.ca_scale or auto_ca_scale(len(self.placement.concepts))
         self._cache_keys = [path.cache_key(model_key, request.noise_seed, self.blocks) for path in self.paths]
         request.cache.begin_run()
         if request.recorder is not None:
             self.recorder = RunRecorder(request.recorder, self)
 
     def _check_positions(self) -> None:
-        if self.request.alpha < 1 and not all(self.concepts):
-            names = [path.reference.name for path in self.paths if not path.reference.positions]
+        lost = [c for c in self.placement.concepts if not c.positions and c.region is None]
+        if self.request.alpha < 1 and lost:
+            names = [self.paths[index].reference.name for concept in lost for index in concept.members]
             raise bad_input(
                 "MagicFace: references",
                 f"no token positions for {', '.join(map(repr, names))}",
                 "the concept's word in the picture's prompt (needed to find its region)",
-                "Put the word into the prompt, or set alpha to 1.",
+                "Put the word into the prompt, give the reference a region, or set alpha to 1.",
             )
 
     # -- calls ---------------------------------------------------------------------------------------------------
@@ -150,7 +152,7 @@ class MagicFaceRun:
         conditional: Sequence[bool],
         grid: Grid,
         samples: Sequence[int] | None = None,
-        region: Hashable = None,
+        area: Hashable = None,
         worded: Sequence[bool] | None = None,
     ) -> MagicFaceCall:
         """Start one model call; use the result in a ``with`` statement round the forward.
@@ -160,7 +162,7 @@ class MagicFaceRun:
             conditional: per row whether it is a conditional one.
             grid: height and width of the latent.
             samples: per row which picture of the batch it belongs to; by default rows come in chunks of the batch.
-            region: key of the part of the picture this call covers (area conditioning); None is all of it.
+            area: key of the part of the picture this call covers (area conditioning); None is all of it.
             worded: per row whether its text is the prompt in which the concepts' tokens were found; only such
                 conditional rows make maps. None is all of them.
         """
@@ -170,10 +172,10 @@ class MagicFaceRun:
         if not same_sigma(sigma, self._sigma):
             self._advance(sigma)
         stage = RSA if self.schedule.before(sigma, self.request.alpha) else RBA
-        maps = self._maps.setdefault(region, _Maps())
-        active = any(conditional) and (stage == RSA or self._has_concepts(maps))
+        maps, whole = self._maps.setdefault(area, _Maps()), area is None
+        active = any(conditional) and (stage == RSA or self._has_concepts(maps, whole))
         keys = self._concept_keys(sigma) if active else {}
-        observe = self._observes(sigma)
+        observe = self._observes(sigma, whole)
         if observe and maps.builder is None:
             maps.builder = self._new_builder(grid)
         return MagicFaceCall(
@@ -184,6 +186,7 @@ class MagicFaceRun:
             samples=_samples(conditional) if samples is None else tuple(samples),
             worded=conditional if worded is None else tuple(worded),
             grid=tuple(grid),
+            whole=whole,
             keys=keys,
             maps=maps,
             builder=maps.builder if observe else None,
@@ -195,19 +198,24 @@ class MagicFaceRun:
             maps.promote()
         self._sigma = sigma
 
-    def _has_concepts(self, maps: _Maps) -> bool:
+    def _has_concepts(self, maps: _Maps, whole: bool) -> bool:
+        if whole and self.placement.any_placed:
+            return True
         return maps.current is not None and bool((maps.current.labels > 0).any())
 
-    def _observes(self, sigma: float) -> bool:
+    def _observes(self, sigma: float, whole: bool) -> bool:
         """Whether attention maps are needed at this noise level: from the step before RBA on, or for other users."""
         if self.request.scfg or self.recorder is not None:
             return True
+        if whole and self.placement.all_placed:
+            return False
         return self.request.alpha < 1 and self.schedule.step(sigma) + 1 >= self.request.alpha * self.schedule.steps
 
     def _new_builder(self, grid: Grid) -> MapBuilder:
         options = self.request.maps
         finest = min(self.layout.factor(block) for block in self.map_blocks)
-        return MapBuilder(self.concepts, self.ca_scale, options.completion, options.chunk, level_grid(grid, finest))
+        target = level_grid(grid, finest)
+        return MapBuilder(self.placement.phrases, self.ca_scale, options.completion, options.chunk, target)
 
     @property
     def needs_foreground(self) -> bool:
@@ -227,10 +235,7 @@ class MagicFaceRun:
         keys: dict[BlockId, list[ReferenceKeys]] = {}
         for block in self.blocks:
             made = [ReferenceKeys(*path.keys(block, e[block])) for path, e in zip(self.paths, entries, strict=True)]
-            keys[block] = [
-                ReferenceKeys.join([k for k, p in zip(made, self.paths, strict=True) if p.reference.positions == c])
-                for c in self.concepts
-            ]
+            keys[block] = [ReferenceKeys.join([made[i] for i in c.members]) for c in self.placement.concepts]
         return keys
 
     def _reference_entries(self, sigma: float) -> list[ReferenceEntry]:

@@ -88,7 +88,7 @@ class Rows:
         return {
             "conditional": [self._conditional(chunk) for chunk in chunks for _ in range(batch)],
             "samples": [known.index(area) * batch + i for area in areas for i in range(batch)],
-            "region": None if known == [None] else tuple(known),
+            "area": None if known == [None] else tuple(known),
             "worded": [label for label in worded for _ in range(batch)],
         }
 

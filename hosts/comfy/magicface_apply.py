@@ -7,6 +7,7 @@ from typing import Any
 
 from ...core.blocks import DEFAULT_LAYERS
 from ...core.errors import bad_input
+from ...core.magicface.concepts import group_references
 from ...core.magicface.request import MagicFaceRequest, MapOptions
 from . import references, text
 from .magicface import MagicFacePatch
@@ -107,9 +108,9 @@ def _request(
 
 
 def _record(request: MagicFaceRequest, concepts: tuple[Concept, ...], settings: Settings) -> MagicFaceRecord:
-    by_region = {reference.positions: reference.name for reference in request.references}
+    grouped = group_references(request.references)
     return MagicFaceRecord(
-        concepts=tuple(by_region.values()),
+        concepts=tuple(request.references[concept.members[0]].name for concept in grouped),
         names=tuple(reference.name for reference in request.references),
         pictures=tuple(view[None] for item in concepts for view in item.images),
         patches=parse_points(settings.record_points),

@@ -33,6 +33,7 @@ class Concept:
     Attributes:
         images: ``V 3 H W`` in 0..1, the views. masks: ``V 1 H W`` in 0..1 at the same size, or None for the whole.
         name: the concept's word or phrase. prompt: text of its own forward. weight: w of the paper's section 3.2.4.
+        region: ``h w`` in 0..1, where in the new picture it belongs, or None where the semantic map is to find it.
     """
 
     images: torch.Tensor
@@ -40,6 +41,7 @@ class Concept:
     name: str
     prompt: str
     weight: float
+    region: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -89,15 +91,23 @@ class HostContext:
     extra: dict[str, Any]
 
 
-def concept(image: torch.Tensor, mask: torch.Tensor | None, name: str, prompt: str, weight: float) -> Concept:
+def concept(
+    image: torch.Tensor,
+    mask: torch.Tensor | None,
+    name: str,
+    prompt: str,
+    weight: float,
+    region: torch.Tensor | None = None,
+) -> Concept:
     """Check and normalise what the Reference node got.
 
     Args:
         image: IMAGE; a batch is several views of the one concept. mask: MASK of any size, one per view; any other
-            number of masks is joined and holds for every view. prompt: empty = the name.
+            number of masks is joined and holds for every view. prompt: empty = the name. region: MASK of any size;
+            several are joined.
 
     Raises:
-        LikenessError: no word, an empty mask, or values that are not finite.
+        LikenessError: no word, an empty mask or region, or values that are not finite.
     """
     name = " ".join(name.split())
     if not name:
@@ -105,7 +115,15 @@ def concept(image: torch.Tensor, mask: torch.Tensor | None, name: str, prompt: s
     pixels = images.to_torch(image)
     if not bool(torch.isfinite(pixels).all()):
         raise bad_input(f"{REFERENCE_NODE}: image", "NaN or infinite values", "values in 0..1", "Check the picture.")
-    return Concept(pixels, _concept_masks(mask, pixels, name), name, prompt.strip() or name, float(weight))
+    masks = _concept_masks(mask, pixels, name)
+    return Concept(pixels, masks, name, prompt.strip() or name, float(weight), _region(region, name))
+
+
+def _region(region: torch.Tensor | None, name: str) -> torch.Tensor | None:
+    if region is None:
+        return None
+    joined = images.mask_to_torch(region, source=f"{REFERENCE_NODE}: region").amax(dim=(0, 1))
+    return check_mask(joined, f"{REFERENCE_NODE} '{name}'", "region", "to let the semantic map find its place")
 
 
 def _concept_masks(mask: torch.Tensor | None, pixels: torch.Tensor, name: str) -> torch.Tensor | None:
@@ -169,6 +187,7 @@ def _views(
             mask=mask,
             weight=item.weight,
             batch_key=encoded.context.shape[1:],
+            region=item.region,
         )
         for view, mask in zip(pixels, masks, strict=True)
     ]

@@ -51,6 +51,7 @@ def test_without_a_mask_the_node_says_so():
         ({"mask": torch.ones(2, 2, 64, 64)}, "one channel"),
         ({"concept": "  "}, "no word"),
         ({"image": torch.full((1, 64, 64, 3), torch.nan)}, "NaN"),
+        ({"region": torch.zeros(1, 64, 64)}, "region.*empty mask"),
     ],
 )
 def test_bad_references_are_refused(arguments, message):
@@ -68,6 +69,13 @@ def test_several_views_of_one_concept_share_its_region(parts):
     assert not torch.equal(out, sample(apply(parts, chain("man", mask=box()), alpha=0.34)))
     assert patched.record.names == ("man", "man")
     assert patched.record.concepts == ("man",)
+
+
+def test_a_region_of_the_whole_picture_is_rsa_to_the_end(parts):
+    """Through the node, at another size than the picture: with alpha 0 it is what alpha 1 is without it."""
+    given = MagicFaceReference.execute(picture(0), "man", 3.0, mask=box(), region=torch.ones(2, 40, 30)).result[0]
+    placed = sample(apply(parts, given, alpha=0.0))
+    torch.testing.assert_close(placed, sample(apply(parts, chain("man", mask=box()), alpha=1.0)), rtol=1e-3, atol=1e-3)
 
 
 # -- apply -----------------------------------------------------------------------------------------------------------

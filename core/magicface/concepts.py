@@ -1,0 +1,98 @@
+"""The concepts of a run, and the labels that say where in the new picture each of them is drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from ..masks import Grid, mask_to_grid
+from .maps import SemanticMap
+from .request import Reference
+
+Positions = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Concept:
+    """References of the same words in the same place: views of one thing.
+
+    Attributes:
+        positions: where its tokens stand in the prompt. region: ``h w`` in [0, 1], or None where the map finds it.
+        members: indices of its references.
+    """
+
+    positions: Positions
+    region: torch.Tensor | None
+    members: tuple[int, ...]
+
+
+def _same(a: torch.Tensor | None, b: torch.Tensor | None) -> bool:
+    return a is b or (a is not None and b is not None and a.shape == b.shape and bool((a == b).all()))
+
+
+def group_references(references: Sequence[Reference]) -> tuple[Concept, ...]:
+    """The references' concepts, in the order in which they first appear."""
+    concepts: list[Concept] = []
+    for index, item in enumerate(references):
+        for number, known in enumerate(concepts):
+            if known.positions == item.positions and _same(known.region, item.region):
+                concepts[number] = Concept(known.positions, known.region, (*known.members, index))
+                break
+        else:
+            concepts.append(Concept(item.positions, item.region, (index,)))
+    return tuple(concepts)
+
+
+class Placement:
+    """Labels of the concepts: 0 the background, c the c-th concept.
+
+    A concept with a region has exactly that; where its words win outside of it is background. Where regions overlap,
+    the later concept has the place. A concept without one is where the semantic map finds its words.
+
+    Attributes:
+        concepts: of the run. phrases: their distinct token positions, the columns of the map.
+    """
+
+    def __init__(self, concepts: Sequence[Concept]) -> None:
+        self.concepts = tuple(concepts)
+        self.phrases = tuple(dict.fromkeys(concept.positions for concept in concepts))
+        numbered = tuple(enumerate(concepts, 1))
+        self._placed = tuple((number, c.region) for number, c in numbered if c.region is not None)
+        self._all = self._numbers(numbered)
+        self._free = self._numbers([(number, c) for number, c in numbered if c.region is None])
+
+    def _numbers(self, numbered: Sequence[tuple[int, Concept]]) -> torch.Tensor:
+        """For each label of the map (0, then the phrases) the first of these concepts that has the phrase, or 0."""
+        first = {concept.positions: number for number, concept in reversed(numbered)}
+        return torch.tensor([0, *(first.get(phrase, 0) for phrase in self.phrases)])
+
+    @property
+    def any_placed(self) -> bool:
+        """Whether a concept has a region."""
+        return bool(self._placed)
+
+    @property
+    def all_placed(self) -> bool:
+        """Whether every concept has a region, so that no map is needed."""
+        return len(self._placed) == len(self.concepts)
+
+    def labels(self, semantic: SemanticMap | None, batch: int, grid: Grid, whole: bool = True) -> torch.Tensor:
+        """Labels ``B h w`` int64 on a grid.
+
+        Args:
+            semantic: the map in use; None before there is one.
+            batch: number of pictures, where there is no map.
+            grid: height and width of the result.
+            whole: whether the grid covers the whole picture. Regions frame that; in a part (area conditioning) the
+                map decides alone.
+        """
+        if semantic is None:
+            labels = torch.zeros((batch, *grid), dtype=torch.int64)
+        else:
+            found = semantic.labels_on(grid)
+            labels = (self._free if whole else self._all).to(found.device)[found]
+        for number, region in self._placed if whole else ():
+            labels[:, mask_to_grid(region, grid).to(labels.device)] = number
+        return labels
