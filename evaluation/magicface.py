@@ -44,7 +44,11 @@ VARIANTS: dict[str, dict | None] = {
     "MagicFace (alpha 0.4)": {"alpha": 0.4},
     "MagicFace (alpha 0.4), w 3": {"alpha": 0.4, "weight": 3.0},
 }
-FULL = "MagicFace (alpha 0.4)"
+FULL, PLACED = "MagicFace (alpha 0.4)", "MagicFace, regions given"
+#: The same for several people; ``placed`` gives each an equal upright strip of the picture as its region.
+GROUP_VARIANTS: dict[str, dict | None] = {
+    "vanilla": None, FULL: {"alpha": 0.4}, PLACED: {"alpha": 0.4, "placed": True},
+}
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,11 @@ class Case:
     def prompt(self) -> str:
         """The caption of what is asked for."""
         return self.picture.caption
+
+    @property
+    def strips(self) -> tuple[Tensor, ...]:
+        """One region for each person: equal upright strips, left to right, ``1 n``."""
+        return torch.eye(len(self.concepts)).split(1)
 
 
 def reference_picture(identity: Identity, rng: random.Random) -> Picture:
@@ -146,13 +155,18 @@ def make_request(
     pipeline: Pipeline, case: Case, settings: Mapping | None, weight: float = WEIGHT,
     cache: ReferenceCache | None = None, recorder: Recorder | None = None,
 ) -> MagicFaceRequest | None:
-    """The request of a variant for a case; None for vanilla. A variant may bring a ``weight`` of its own."""
+    """The request of a variant for a case; None for vanilla.
+
+    A variant may bring a ``weight`` of its own, and ``placed``: whether each person is given a strip of the picture.
+    """
     if settings is None:
         return None
     settings = dict(settings)
     weight = settings.pop("weight", weight)
+    regions = case.strips if settings.pop("placed", False) else [None] * len(case.concepts)
     references: list[Reference] = [
-        pipeline.reference(c.image, c.word, case.prompt, c.mask, weight) for c in case.concepts
+        pipeline.reference(c.image, c.word, case.prompt, c.mask, weight, region=region)
+        for c, region in zip(case.concepts, regions, strict=True)
     ]
     return MagicFaceRequest(tuple(references), cache=cache or ReferenceCache(), recorder=recorder, **settings)
 
@@ -255,10 +269,13 @@ def change_table(outcomes: Mapping[str, Sequence[Outcome]]) -> str:
     """MagicFace less vanilla over cases, mean and standard deviation: where the end-to-end test's bounds come from."""
     lines = ["| change from vanilla | mean | standard deviation over cases |", "|---|---|---|"]
     before, after = outcomes["vanilla"], outcomes[FULL]
-    for name in ("identity", "colour", "prompt"):
-        if getattr(before[0], name):
-            change = [np.mean(getattr(b, name)) - np.mean(getattr(a, name)) for a, b in zip(before, after, strict=True)]
-            lines.append(f"| {name} | {np.mean(change):+.3f} | {np.std(change, ddof=1):.3f} |")
+    measured = {name: (name, after) for name in ("identity", "colour", "prompt") if getattr(before[0], name)}
+    if PLACED in outcomes:
+        measured |= {f"{name}, regions given": (name, outcomes[PLACED]) for name in ("identity", "prompt")}
+    for text, (name, changed) in measured.items():
+        pairs = zip(before, changed, strict=True)
+        change = [np.mean(getattr(b, name)) - np.mean(getattr(a, name)) for a, b in pairs]
+        lines.append(f"| {text} | {np.mean(change):+.3f} | {np.std(change, ddof=1):.3f} |")
     if all("scene" in h for o in before for h in o.hits):
         right = (np.mean([h["scene"] for o in which for h in o.hits]) for which in (before, after))
         lines.append("| pictures with the right scene | {:.0%} to {:.0%} | |".format(*right))

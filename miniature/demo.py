@@ -26,7 +26,7 @@ from ..core.magicface.request import MagicFaceRequest
 from ..evaluation import magicface as measure
 from ..evaluation.resources import Meter
 from .pipeline import Pipeline, from_checkpoint, miniature
-from .sheet import Tile, beside, key_picture, recorded_tiles, sheet, to_image
+from .sheet import Tile, beside, key_picture, label_map, recorded_tiles, sheet, to_image
 
 log = logging.getLogger("likeness")
 OUTPUT = Path(__file__).parents[1] / "output"
@@ -59,6 +59,11 @@ class Settings:
     def variants(self) -> dict[str, dict | None]:
         """What is compared."""
         return {"vanilla": None, f"MagicFace (alpha {self.alpha:g}, w {self.weight:g})": {"alpha": self.alpha}}
+
+    @property
+    def group_variants(self) -> dict[str, dict | None]:
+        """What is compared with several people."""
+        return {**self.variants, measure.PLACED: {"alpha": self.alpha, "placed": True}}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -120,17 +125,19 @@ def drawn_people(settings: Settings, pipeline: Pipeline) -> str:
     singles = measure.single_cases(settings.people, pipeline.side)
     pairs = measure.pair_cases(max(1, settings.people // 2), pipeline.side)
     recorders = {"one concept": Recorder(moments=(0.2, 0.6, 1.0)), "two concepts": Recorder(moments=(0.2, 0.6, 1.0))}
-    total = (len(singles) + len(pairs)) * len(settings.variants) * settings.steps
+    groups = (("one concept", singles, settings.variants), ("two concepts", pairs, settings.group_variants))
+    total = sum(len(cases) * len(variants) for _, cases, variants in groups) * settings.steps
     rows, outcomes = [], {}
+    _, ours = settings.variants
     warm_up(pipeline)
     with tqdm(total=total, desc="sampling", unit="step") as bar:
-        for concepts, cases in (("one concept", singles), ("two concepts", pairs)):
-            for name, variant in settings.variants.items():
+        for concepts, cases, variants in groups:
+            for name, variant in variants.items():
                 with Meter() as meter:
                     done = [
                         measure.run_case(
                             pipeline, case, variant, settings.seeds, settings.steps, judge, settings.weight,
-                            settings.scale, bar.update, recorders[concepts] if variant and i == 0 else None,
+                            settings.scale, bar.update, recorders[concepts] if name == ours and i == 0 else None,
                         )
                         for i, case in enumerate(cases)
                     ]
@@ -169,11 +176,12 @@ def write_drawn(
     rows = []
     for concepts, cases in (("one concept", singles), ("two concepts", pairs)):
         for case, before, after in zip(cases, outcomes[concepts, vanilla], outcomes[concepts, ours], strict=True):
-            tiles = [Tile(beside([to_image(c.image * c.mask + 1 - c.mask) for c in case.concepts]), "reference")]
-            for name, outcome in (("vanilla", before), ("MagicFace", after)):
-                tiles += [Tile(to_image(image), f"{name}, identity {score:.2f}")
-                          for image, score in zip(outcome.images, outcome.identity, strict=True)]
-            rows.append((case.prompt, tiles))
+            key = Tile(beside([to_image(c.image * c.mask + 1 - c.mask) for c in case.concepts]), "reference")
+            rows.append((case.prompt, [key, *scored("vanilla", before), *scored("MagicFace", after)]))
+    for case, placed in zip(pairs, outcomes["two concepts", measure.PLACED], strict=True):
+        count = len(case.concepts)
+        key = Tile(label_map(torch.arange(1, count + 1).expand(count, count)), "regions given")
+        rows.append((f"{case.prompt}; each given a part of the picture", [key, *scored("MagicFace", placed)]))
     sheet("Held-out people: the reference, vanilla, MagicFace (same seeds)", rows).save(
         settings.out / "contact_sheet.png")
     maps = []
@@ -183,6 +191,12 @@ def write_drawn(
         maps.append((cases[0].prompt, [Tile(keys, "reference: colour = place"), Tile(picture, "MagicFace"),
                                        *recorded_tiles(recorders[concepts])]))
     sheet("What MagicFace did", maps).save(settings.out / "maps.png")
+
+
+def scored(name: str, outcome: measure.Outcome) -> list[Tile]:
+    """A case's pictures with their identity similarity."""
+    return [Tile(to_image(image), f"{name}, identity {score:.2f}")
+            for image, score in zip(outcome.images, outcome.identity, strict=True)]
 
 
 def own_picture(settings: Settings, pipeline: Pipeline) -> str:

@@ -42,7 +42,7 @@ def test_drawn_people_give_sheet_maps_and_table(tmp_path: Path) -> None:
     colours = {colour for _, colour in maps.getcolors(maps.width * maps.height)}
     assert sheet.COLOURS[0] in colours, "a semantic map shows its background"
     rows = [line for line in (out / "table.md").read_text("utf-8").splitlines() if line.startswith("| ")]
-    assert [row.split("|")[1].strip() for row in rows[1:]] == ["one concept"] * 2 + ["two concepts"] * 2
+    assert [row.split("|")[1].strip() for row in rows[1:]] == ["one concept"] * 2 + ["two concepts"] * 3
     assert json.loads((out / "settings.json").read_text("utf-8"))["steps"] == 3
 
 

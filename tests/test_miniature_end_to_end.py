@@ -20,7 +20,7 @@ from likeness.miniature.pipeline import miniature
 
 PEOPLE, SEEDS, STEPS = 10, (1, 2), 12
 IDENTITY_GAIN, COLOUR_CHANGE, PROMPT_LOSS, SCENE = 0.50, -0.11, 0.04, 0.85
-PAIRS, PAIR_GAIN = 16, 0.13
+PAIRS, PAIR_GAIN, PLACED_GAIN = 16, 0.13, 0.30
 
 
 @pytest.fixture(scope="module")
@@ -52,11 +52,13 @@ def test_the_prompt_still_holds(outcomes: dict[str, list[measure.Outcome]]) -> N
 
 
 def test_two_people_each_come_closer_to_their_own_reference() -> None:
-    variants = {name: measure.VARIANTS[name] for name in ("vanilla", measure.FULL)}
     pairs = measure.pair_cases(PAIRS, miniature().side, seed=2000)
-    outcomes = measure.measure(miniature(), pairs, SEEDS, STEPS, variants)[1]
-    before, after = (np.mean([o.identity for o in outcomes[name]]) for name in variants)
-    assert after - before > PAIR_GAIN
+    outcomes = measure.measure(miniature(), pairs, SEEDS, STEPS, measure.GROUP_VARIANTS)[1]
+    before, found, placed = (np.mean([o.identity for o in outcomes[name]]) for name in measure.GROUP_VARIANTS)
+    assert found - before > PAIR_GAIN
+    assert placed - before > PLACED_GAIN
+    told, still = (np.mean([o.prompt for o in outcomes[name]]) for name in ("vanilla", measure.PLACED))
+    assert still - told > -PROMPT_LOSS
 
 
 def test_no_reference_is_vanilla_bit_for_bit(cases: list[measure.Case], outcomes: dict) -> None:

@@ -20,6 +20,7 @@ class Source:
         drawn: the Miniature Sample node's inputs. weight, drawn_weight: of the reference with a
             user's checkpoint, and on the miniature, whose faces tear at more.
         prompt: of the reference's own pass with a user's checkpoint (the miniature's samples bring their caption).
+        region: which of :data:`REGIONS` in the new picture is its own, if any.
     """
 
     concept: str
@@ -29,6 +30,7 @@ class Source:
     prompt: str
     weight: float = 3.0
     drawn_weight: float = 1.0
+    region: str | None = None
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,10 @@ TEXTURE = Source(
     weight=2.0,
     drawn_weight=3.0,
 )
+LEFT = Source(
+    "woman", "The woman", "person", {**PERSON, "identity": 3, "garment": "dress"}, "a photo of a woman", region="left"
+)
+RIGHT = Source("man", "The man", "person", PERSON, "a photo of a man", region="right")
 DRAWN = Source("man", "A drawn person", "person", {**PERSON, "identity": 4, "style": "sketch"}, "a drawing of a man")
 
 EXAMPLES = {
@@ -89,6 +95,14 @@ EXAMPLES = {
         "A person and a garment from two pictures. Each concept is a *MagicFace Reference*; they are chained, and "
         "each must be named in the prompt. The preview shows which part of the picture each one was given.",
         seed=6,
+    ),
+    "places": Example(
+        (LEFT, RIGHT),
+        "a picture of a woman wearing a red sweater and a man wearing a green suit, on the beach",
+        "a photo of a woman wearing a red sweater and a man wearing a green suit, on the beach",
+        "MagicFace: two people, each in a place of their own",
+        "Two people are easily mixed up. Here each reference has a *region*: the woman has the left half of the new "
+        "picture, the man the right. Any mask will do, painted or made.",
     ),
     "texture": Example(
         (TEXTURE,),
@@ -130,9 +144,27 @@ def photo_sources(example: Example) -> Prompt:
     return nodes
 
 
+#: Regions by name: the output of a node of :func:`halves`.
+REGIONS = {"left": ["left", 0], "right": ["right", 0]}
+
+
+def halves(side: int) -> Prompt:
+    """Masks of the left and the right half."""
+    return {
+        "nothing": node("SolidMask", "Nothing", value=0.0, width=side, height=side),
+        "half": node("SolidMask", "Half as wide", value=1.0, width=side // 2, height=side),
+        "left": node(
+            "MaskComposite", "The left half", destination=["nothing", 0], source=["half", 0], x=0, y=0, operation="add"
+        ),
+        "right": node("InvertMask", "The right half", mask=["left", 0]),
+    }
+
+
 def reference(source: Source, index: int, mask: list[Any], weight: float) -> dict[str, Any]:
     """The Reference node of one concept, behind that of the concept before."""
-    chained = {"references": [f"reference{index - 1}", 0]} if index else {}
+    chained: dict[str, Any] = {"references": [f"reference{index - 1}", 0]} if index else {}
+    if source.region:
+        chained["region"] = REGIONS[source.region]
     return node(
         "LikenessMagicFaceReference", None, [340, 260],
         image=[f"picture{index}", 0], concept=source.concept, weight=weight, mask=mask, **chained,
@@ -161,6 +193,7 @@ def graph(
     name = "likeness/magicface"
     return {
         "checkpoint": checkpoint,
+        **(halves(size) if any(source.region for source in example.sources) else {}),
         **sources,
         "apply": applied,
         "negative": node("CLIPTextEncode", "Negative", [400, 100], clip=["checkpoint", 1], text=negative),
