@@ -106,7 +106,7 @@ class Timing:
 
 
 def alternate(works: dict[str, Callable[[], None]], rounds: int, device: torch.device, busy: bool) -> dict[str, Timing]:
-    """Time pieces of work in turn, so that a disturbance meets all of them.
+    """Time pieces of work in turn, every other round backwards, so that a disturbance meets all of them.
 
     Args:
         busy: count this process's CPU time instead of the clock, for a machine that others use too.
@@ -114,7 +114,7 @@ def alternate(works: dict[str, Callable[[], None]], rounds: int, device: torch.d
     taken: dict[str, list[float]] = {name: [] for name in works}
     peaks = dict.fromkeys(works, 0.0)
     for turn in range(rounds + 1):
-        for name, work in works.items():
+        for name, work in list(works.items())[:: -1 if turn % 2 else 1]:
             before = time.process_time()
             result = measure(work, device)
             spent = time.process_time() - before

@@ -8,6 +8,7 @@ an error or an interrupt, the session is closed.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -23,6 +24,7 @@ from ...core.magicface.record import Recorder
 from ...core.magicface.request import MagicFaceRequest
 from ...core.magicface.run import Capture, MagicFaceRun, ReferenceBatch, ReferencesCaptured
 from ...core.masks import token_grid
+from .compat import uncompiled
 from .previews import MagicFaceRecord
 from .references import model_conds
 from .text import PLACES_KEY
@@ -312,12 +314,15 @@ class MagicFacePatch:
         session = Session(self, guider, sigmas.tolist(), recorder)
         options = guider.model_options.setdefault("transformer_options", {})
         try:
+            manner = contextlib.nullcontext()
             if session.run.enabled:
+                manner = uncompiled(guider.model_options, "MagicFace Apply")
                 options[KEY] = session
                 if self.request.scfg:
                     later = guider.model_options.get("sampler_post_cfg_function", [])
                     guider.model_options["sampler_post_cfg_function"] = [session.guide, *later]
-            out = executor(noise, latent_image, *args, **kwargs)
+            with manner:
+                out = executor(noise, latent_image, *args, **kwargs)
             self.record.add(out, recorder)
             return out
         finally:

@@ -21,6 +21,7 @@ from ...core.errors import bad_input
 from ...core.persona.persona import Persona
 from ...core.persona.stages import StagedContexts, precompute, sigma_table, timesteps_of
 from ...core.persona.text import Contexts, check_placeholders
+from .compat import uncompiled
 from .persona_places import prompt_shares
 from .persona_text import (
     NODE,
@@ -215,9 +216,11 @@ def outer_sample(executor: Any, noise: torch.Tensor, latent_image: torch.Tensor,
     options = guider.model_options.setdefault("transformer_options", {})
     try:
         session = Session(guider, sigmas)
-        if session.speakers:
-            options[KEY] = session
-        return executor(noise, latent_image, *args, **kwargs)
+        if not session.speakers:
+            return executor(noise, latent_image, *args, **kwargs)
+        options[KEY] = session
+        with uncompiled(guider.model_options, NODE):
+            return executor(noise, latent_image, *args, **kwargs)
     finally:
         options.pop(KEY, None)
 

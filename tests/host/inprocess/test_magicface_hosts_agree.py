@@ -65,23 +65,25 @@ def in_diffusers(unet, request, positive: list, negative: list, noise: torch.Ten
 
 
 @pytest.mark.parametrize(
-    ("names", "settings"),
+    ("names", "regions", "settings"),
     [
-        ((), {}),
-        (("man",), {"alpha": 1.0}),
-        (("man",), {"alpha": 0.0, "weighting": "multiplicative"}),
-        (("man", "red tie"), {"alpha": 0.5}),
-        (("man", "red tie"), {"alpha": 0.25, "s_cfg": True, "map_completion": "code", "map_full_resolution": True}),
+        ((), (), {}),
+        (("man",), (), {"alpha": 1.0}),
+        (("man",), (), {"alpha": 0.0, "weighting": "multiplicative"}),
+        (("man", "red tie"), (), {"alpha": 0.5}),
+        (("man", "red tie"), (), {"alpha": 0.25, "s_cfg": True, "map_completion": "code", "map_full_resolution": True}),
+        (("man", "red tie"), (box(),), {"alpha": 0.0}),
+        (("man", "red tie"), (box(), 1 - box()), {"alpha": 0.25, "s_cfg": True}),
     ],
-    ids=["vanilla", "rsa", "rba multiplicative", "two concepts", "regional guidance"],
+    ids=["vanilla", "rsa", "rba multiplicative", "two concepts", "regional guidance", "one placed", "both placed"],
 )
-def test_hosts_agree(parts, unet, names, settings, record_property):
+def test_hosts_agree(parts, unet, names, regions, settings, record_property):
     from likeness.hosts.diffusers.common import schedule_sigmas
 
     made = scheduler()
     sigmas = torch.tensor(schedule_sigmas(made.alphas_cumprod, made.timesteps), dtype=torch.float32)
     noise = tiny.noise((16, 18), batch=2)
-    references = chain(*names, mask=box())
+    references = chain(*names, mask=box(), regions=regions)
     model = tiny.model(unet)
     applied = apply(parts, references, model=model, **settings)
     ours = in_comfy(applied, sigmas, noise)

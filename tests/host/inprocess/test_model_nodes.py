@@ -69,3 +69,26 @@ def test_both_act_beside_the_hosts_node(parts: Any, name: str) -> None:
     if NODES[name][2]:
         assert (after - sample(ours, positive)).norm() > 1e-3 * after.norm(), "the host's node acts"
     assert torch.equal(sample(ours, positive), sample(*both(parts, parts.model))), "nothing of it stays behind"
+
+
+@pytest.mark.parametrize("which", ["magicface", "persona"])
+def test_a_compiled_model_gives_the_same_pictures(parts: Any, which: str, caplog: pytest.LogCaptureFixture) -> None:
+    """As the host's TorchCompileModel compiles it, blind to the options; after a run without us has been compiled."""
+    from comfy_api.torch_helpers import set_torch_compile_wrapper
+
+    if which == "magicface":
+        applied = magicface.apply(parts, magicface.chain("face", mask=magicface.box()), PLAIN, alpha=0.5)
+        model, positive = applied.model, applied.positive
+    else:
+        model, positive = comfy_persona.apply(parts.model, parts.clip, chain(), PROMPT)
+    compiled = model.clone()
+    guards = {"guard_filter_fn": lambda entries: ["transformer_options" not in entry.name for entry in entries]}
+    set_torch_compile_wrapper(compiled, backend="eager", options=guards)
+    plain = magicface.apply(parts, None, PLAIN).positive
+    if which == "persona":  # MagicFace acts on any conditioning: there is no plain run with its model
+        assert torch.equal(*(tiny.sample(m, plain, parts.negative, steps=2) for m in (compiled, model)))
+    with caplog.at_level("INFO", logger="likeness"):
+        for seed in (0, 1):
+            out, expected = (tiny.sample(m, positive, parts.negative, steps=4, seed=seed) for m in (compiled, model))
+            assert torch.equal(out, expected)
+    assert caplog.text.count("without torch.compile") == 2

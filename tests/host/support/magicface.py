@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -48,9 +50,16 @@ def box(height: int = 128, width: int = 128) -> torch.Tensor:
     return mask
 
 
-def chain(*names: str, mask: torch.Tensor | None = None, weight: float = 3.0) -> References:
-    """References of the named concepts, each with a picture of its own."""
-    return References(tuple(concept(picture(i), mask, name, "", weight) for i, name in enumerate(names)))
+def chain(
+    *names: str, mask: torch.Tensor | None = None, weight: float = 3.0, regions: Sequence[torch.Tensor | None] = ()
+) -> References:
+    """References of the named concepts, each with a picture of its own and, where there is one, a region."""
+    return References(
+        tuple(
+            concept(picture(i), mask, name, "", weight, region)
+            for i, (name, region) in enumerate(zip_longest(names, regions))
+        )
+    )
 
 
 def apply(
