@@ -72,7 +72,7 @@ TEXTURE = Source(
     drawn_weight=3.0,
 )
 LEFT = Source(
-    "woman", "The woman", "person", {**PERSON, "identity": 3, "garment": "dress"}, "a photo of a woman", region="left"
+    "woman", "The woman", "person", {**PERSON, "identity": 20, "garment": "dress"}, "a photo of a woman", region="left"
 )
 RIGHT = Source("man", "The man", "person", PERSON, "a photo of a man", region="right")
 DRAWN = Source("man", "A drawn person", "person", {**PERSON, "identity": 4, "style": "sketch"}, "a drawing of a man")
@@ -103,6 +103,7 @@ EXAMPLES = {
         "MagicFace: two people, each in a place of their own",
         "Two people are easily mixed up. Here each reference has a *region*: the woman has the left half of the new "
         "picture, the man the right. Any mask will do, painted or made.",
+        seed=11,
     ),
     "texture": Example(
         (TEXTURE,),
