@@ -175,13 +175,15 @@ def write_drawn(
     vanilla, ours = settings.variants
     rows = []
     for concepts, cases in (("one concept", singles), ("two concepts", pairs)):
-        for case, before, after in zip(cases, outcomes[concepts, vanilla], outcomes[concepts, ours], strict=True):
+        for i, case in enumerate(cases):
+            before, after = (scored(name, outcomes[concepts, variant][i]) for name, variant in
+                             (("vanilla", vanilla), ("MagicFace", ours)))
             key = Tile(beside([to_image(c.image * c.mask + 1 - c.mask) for c in case.concepts]), "reference")
-            rows.append((case.prompt, [key, *scored("vanilla", before), *scored("MagicFace", after)]))
-    for case, placed in zip(pairs, outcomes["two concepts", measure.PLACED], strict=True):
-        count = len(case.concepts)
-        key = Tile(label_map(torch.arange(1, count + 1).expand(count, count)), "regions given")
-        rows.append((f"{case.prompt}; each given a part of the picture", [key, *scored("MagicFace", placed)]))
+            rows.append((case.prompt, [key, *before, *after]))
+            if len(case.concepts) > 1:
+                placed = scored("MagicFace", outcomes[concepts, measure.PLACED][i])
+                rows.append(("The same, each person given a part of the picture",
+                             [strips(case), *EMPTY * len(before), *placed]))
     sheet("Held-out people: the reference, vanilla, MagicFace (same seeds)", rows).save(
         settings.out / "contact_sheet.png")
     maps = []
@@ -191,6 +193,16 @@ def write_drawn(
         maps.append((cases[0].prompt, [Tile(keys, "reference: colour = place"), Tile(picture, "MagicFace"),
                                        *recorded_tiles(recorders[concepts])]))
     sheet("What MagicFace did", maps).save(settings.out / "maps.png")
+
+
+#: A place of the sheet with nothing in it.
+EMPTY = [Tile(Image.new("RGB", (1, 1), "white"))]
+
+
+def strips(case: measure.Case) -> Tile:
+    """The regions given to a case's people, in colours."""
+    count = len(case.concepts)
+    return Tile(label_map(torch.arange(1, count + 1).expand(count, count)), "regions given")
 
 
 def scored(name: str, outcome: measure.Outcome) -> list[Tile]:
