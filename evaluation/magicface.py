@@ -127,17 +127,16 @@ def pair_cases(count: int, side: int, seed: int = 2000) -> list[Case]:
     """Prompts with a woman and a man side by side, each a held-out person.
 
     Their concepts are phrases ("woman wearing a red shirt"): the bare words are alike, and the clothes' words hold the
-    two apart in the semantic map.
+    two apart in the semantic map. No expression is told, so that eyes are open and faces can be compared.
     """
     cases = []
     for i in range(count):
         rng = random.Random(seed + i)
         pair = [_of_gender(rng, gender) for gender in ("woman", "man")]
         concepts = tuple(make_concept(identity, rng, side) for identity in pair)
-        figures = tuple(
-            _asked(replace(sample_figure(rng, "portrait", c.identity, j, 2), action="standing", item=None), c.word)
-            for j, c in enumerate(concepts)
-        )
+        drawn = [sample_figure(rng, "portrait", c.identity, j, 2) for j, c in enumerate(concepts)]
+        plain = [replace(figure, action="standing", item=None, expression="") for figure in drawn]
+        figures = tuple(_asked(figure, c.word) for figure, c in zip(plain, concepts, strict=True))
         picture = sample_picture(rng, pair[0], held_out=True)
         concepts = tuple(replace(c, word=clothed(f)) for c, f in zip(concepts, figures, strict=True))
         cases.append(Case(concepts, replace(picture, figures=figures, shot="portrait", style="flat")))
