@@ -42,7 +42,7 @@ ADVANCED: dict[str, bool] = {"advanced": True} if _accepts(io.Float.Input, "adva
 
 
 def uncompiled(model_options: Mapping[str, Any], who: str) -> contextlib.AbstractContextManager:
-    """Run what ``torch.compile`` has made as it was written, while the context is open; says so once.
+    """Run what ``torch.compile`` has made as it was written, while the context is open, and say so.
 
     Our attention differs from call to call. The host compiles a model without looking at the options that carry it
     (``TorchCompileModel`` drops those guards), so compiled code would go on with the first call's.
