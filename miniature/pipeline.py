@@ -94,6 +94,8 @@ class Pipeline:
         name = f"MagicFace reference '{word}'"
         if mask is not None:
             check_mask(mask, name)
+        if region is not None:
+            check_mask(region, name, "region", "to let the semantic map find its place")
         own = word if own_prompt is None else own_prompt
         found = find_phrase(words_of(word), words_of(prompt), name=word, text=prompt, source=f"{name}: prompt")
         context = self.text([own])

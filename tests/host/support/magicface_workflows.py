@@ -18,7 +18,7 @@ class Source:
     Attributes:
         concept: its word. title: what the picture shows. mask: output of the drawn person that is its mask.
         drawn: the Miniature Sample node's inputs. weight, drawn_weight: of the reference with a
-            user's checkpoint, and on the miniature, whose faces tear at more.
+            user's checkpoint, and on the miniature.
         prompt: of the reference's own pass with a user's checkpoint (the miniature's samples bring their caption).
         region: which of :data:`REGIONS` in the new picture is its own, if any.
     """
