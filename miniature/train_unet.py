@@ -2,7 +2,8 @@
 
 Latents are drawn and encoded as training goes on, so no picture is seen twice. A part of the batches shows pairs: the
 same person (or accessory) in two pictures side by side, as character sheets and diptychs do on the web; from them the
-self-attention learns to look an appearance up elsewhere.
+self-attention learns to look an appearance up elsewhere. Another part shows one scene with one accessory or another:
+from them the words of small things are learnt.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 
 from . import models
 from .training import Checkpoint, Log, cosine, device
-from .world import pair_caption, render, sample_pair, sample_picture
+from .world import Picture, details, pair_caption, render, sample_pair, sample_picture, sample_variants
 from .world.spec import sample_count
 
 log = logging.getLogger("likeness")
@@ -31,6 +32,8 @@ class Config:
 
     ``pairs_from``, ``pairs_to``: share of batches that show pairs, at the start and at the end; ``group``: share of
     pairs whose second picture shows the person beside someone else. ``two``: share of other pictures with two people.
+    ``variants``: share of batches, falling to none at the end, in which pictures differ by their accessory alone.
+    ``details``: weight of accessories, eyes and mouths above the rest of the picture's.
     ``warm_start``: begin from the shipped weights when there is no checkpoint.
     """
 
@@ -43,6 +46,8 @@ class Config:
     pairs_to: float = 0.6
     group: float = 0.35
     two: float = 0.3
+    variants: float = 0.15
+    details: float = 4.0
     empty: float = 0.1
     bands: int = 20
     ema: float = 0.998
@@ -77,6 +82,23 @@ class Diffuser(nn.Module):
         return self.unet(noisy, t, self.text(input_ids=ids).last_hidden_state).sample
 
 
+#: Pictures of one scene in a batch of variants.
+VARIANTS = 4
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Latents ``B 4 h w``, weights of the loss ``B 1 h w`` and token ids ``B 77``.
+
+    ``alike`` rows in a row get the same noise at the same timestep.
+    """
+
+    latents: Tensor
+    weights: Tensor
+    ids: Tensor
+    alike: int = 1
+
+
 class Batches:
     """Draws, encodes and captions; ``rng`` fixes every picture."""
 
@@ -85,30 +107,50 @@ class Batches:
         self.encoder = models.load_autoencoder().to(device()).to(memory_format=torch.channels_last)
 
     @torch.no_grad()
-    def _encode(self, images: list[np.ndarray]) -> Tensor:
-        x = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
+    def _encode(self, rows: list[tuple[Picture, ...]]) -> tuple[Tensor, Tensor]:
+        """Rows of pictures side by side to latents ``B 4 h w`` and the loss's weights ``B 1 h w``."""
+        drawn = [[(p, render(p, self.config.size)) for p in row] for row in rows]
+        images = np.stack([np.concatenate([image for _, image in row], 1) for row in drawn])
+        small = np.stack([np.concatenate([details(p, image) for p, image in row], 1) for row in drawn])
+        x = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
         x = x.to(device()).to(memory_format=torch.channels_last)
-        return (self.encoder.encode(x) * self.encoder.scaling_factor).contiguous()
+        latents = (self.encoder.encode(x) * self.encoder.scaling_factor).contiguous()
+        cell = small.shape[1] // latents.shape[2]
+        weights = 1 + self.config.details * F.max_pool2d(torch.from_numpy(small)[:, None].float(), cell)
+        return latents, weights.to(latents.device)
 
-    def _caption(self, text: str) -> str:
-        return "" if self.rng.random() < self.config.empty else text
+    def _ids(self, captions: list[str]) -> Tensor:
+        """Token ids ``B 77``; some captions are left out, for guidance."""
+        kept = ["" if self.rng.random() < self.config.empty else caption for caption in captions]
+        return models.tokenize(kept).to(device())
 
-    def singles(self) -> tuple[Tensor, Tensor]:
-        """Latents ``B 4 h h`` and token ids ``B 77``."""
+    def singles(self) -> Batch:
+        """Pictures of their own."""
         counts = [sample_count(self.rng, self.config.two) for _ in range(self.config.batch)]
         pictures = [sample_picture(self.rng, people=count) for count in counts]
-        images = [render(p, self.config.size) for p in pictures]
-        return self._encode(images), models.tokenize([self._caption(p.caption) for p in pictures]).to(device())
+        return Batch(*self._encode([(p,) for p in pictures]), self._ids([p.caption for p in pictures]))
 
-    def pairs(self) -> tuple[Tensor, Tensor]:
-        """Latents of two pictures side by side ``B/2 4 h 2h`` and token ids ``B/2 77``."""
+    def pairs(self) -> Batch:
+        """Two pictures side by side: latents ``B/2 4 h 2h``."""
         pairs = [sample_pair(self.rng, group=self.config.group) for _ in range(self.config.batch // 2)]
-        images = [np.concatenate([render(a, self.config.size), render(b, self.config.size)], 1) for a, b in pairs]
-        captions = [self._caption(pair_caption(a, b)) for a, b in pairs]
-        return self._encode(images), models.tokenize(captions).to(device())
+        return Batch(*self._encode(pairs), self._ids([pair_caption(a, b) for a, b in pairs]))
 
-    def next(self, progress: float) -> tuple[Tensor, Tensor]:
-        """A batch of singles or of pairs."""
+    def variants(self) -> Batch:
+        """Scenes in which the accessory alone differs, and with it one word of the caption.
+
+        With the same noise all else that moves the gradient is the same in all of them, and what the word means stands
+        out: words for small things are learnt in hundreds of steps, not in tens of thousands.
+        """
+        pictures = [p for _ in range(self.config.batch // VARIANTS) for p in sample_variants(self.rng, VARIANTS)]
+        latents, weights = self._encode([(p,) for p in pictures])
+        scenes = weights.unflatten(0, (-1, VARIANTS))
+        weights = scenes.amax(1, keepdim=True).expand_as(scenes).flatten(0, 1)
+        return Batch(latents, weights, models.tokenize([p.caption for p in pictures]).to(device()), VARIANTS)
+
+    def next(self, progress: float) -> Batch:
+        """A batch of variants, of pairs or of singles."""
+        if self.rng.random() < self.config.variants * (1 - progress):
+            return self.variants()
         share = self.config.pairs_from + (self.config.pairs_to - self.config.pairs_from) * progress
         return self.pairs() if self.rng.random() < share else self.singles()
 
@@ -133,16 +175,17 @@ class Balance:
         return (error / self.mean[band]).mean() * self.mean.mean()
 
 
-def diffusion_loss(
-    model: Diffuser, latents: Tensor, ids: Tensor, alphas: Tensor, balance: Balance, bf16: bool
-) -> Tensor:
-    """Noise-prediction error, balanced over noise levels."""
-    t = torch.randint(0, len(alphas), (len(latents),), device=latents.device)
+def diffusion_loss(model: Diffuser, batch: Batch, alphas: Tensor, balance: Balance, bf16: bool) -> Tensor:
+    """Noise-prediction error, weighted mean over the picture, balanced over noise levels."""
+    latents = batch.latents
+    scenes = len(latents) // batch.alike
+    t = torch.randint(0, len(alphas), (scenes,), device=latents.device).repeat_interleave(batch.alike)
+    noise = torch.randn_like(latents[:scenes]).repeat_interleave(batch.alike, dim=0)
     alpha = alphas[t].reshape(-1, 1, 1, 1)
-    noise = torch.randn_like(latents)
     with torch.autocast(latents.device.type, torch.bfloat16, enabled=bf16):
-        predicted = model.predict(alpha.sqrt() * latents + (1 - alpha).sqrt() * noise, t, ids)
-    error = F.mse_loss(predicted.float(), noise, reduction="none").mean(dim=(1, 2, 3))
+        predicted = model.predict(alpha.sqrt() * latents + (1 - alpha).sqrt() * noise, t, batch.ids)
+    squares = F.mse_loss(predicted.float(), noise, reduction="none").mean(dim=1, keepdim=True)
+    error = (batch.weights * squares).sum(dim=(1, 2, 3)) / batch.weights.sum(dim=(1, 2, 3))
     return balance(error, t)
 
 
@@ -178,7 +221,7 @@ def train(config: Config, state: Checkpoint, record: Log) -> Diffuser:
         progress = spent / (config.minutes * 60)
         for group in optimizer.param_groups:
             group["lr"] = config.lr * cosine(progress)
-        loss = diffusion_loss(model, *batches.next(progress), alphas, balance, bool(config.bf16))
+        loss = diffusion_loss(model, batches.next(progress), alphas, balance, bool(config.bf16))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -11,6 +11,7 @@ from likeness.miniature import models
 from likeness.miniature.tokenizer import BOS, EOS, load_tokenizer
 from likeness.miniature.world import (
     Picture,
+    details,
     ground_truth,
     item_mask,
     pair_caption,
@@ -19,6 +20,7 @@ from likeness.miniature.world import (
     sample_item,
     sample_pair,
     sample_picture,
+    sample_variants,
 )
 from likeness.miniature.world import identity as identity_module
 from likeness.miniature.world.identity import SKIN, identity_count
@@ -131,10 +133,28 @@ def test_the_accessory_mask_is_what_the_accessory_changes(kind: str) -> None:
     assert 0.02 < item_mask(alone, 128).mean() < 0.6
 
 
+@pytest.mark.parametrize("kind", ACCESSORIES)
+def test_details_are_accessory_eyes_and_mouth(kind: str) -> None:
+    picture = portrait(11, item=sample_item(random.Random(1), kind), expression="surprised")
+    truth = ground_truth(picture, 128)[0]
+    found = details(picture, render(picture, 128))
+    visible = truth.accessory & truth.person
+    assert (found & visible).sum() > 0.6 * visible.sum()
+    assert not (found & ~grown(truth.face | truth.accessory)).any()
+    for x, y in truth.five[[0, 1, 3, 4]]:
+        assert kind == "sunglasses" or grown(found, 4)[int(y), int(x)]
+
+
+def test_a_picture_without_people_has_no_details() -> None:
+    picture = sample_picture(random.Random(5), people=0)
+    assert not details(picture, render(picture, 64)).any()
+
+
 def test_held_out_people_and_combinations_never_train() -> None:
-    """Everything training draws (pictures, pairs) against everything evaluation draws."""
+    """Everything training draws (pictures, pairs, variants) against everything evaluation draws."""
     rng = random.Random(0)
     drawn = [sample_picture(rng) for _ in range(400)] + [p for _ in range(150) for p in sample_pair(rng, group=0.3)]
+    drawn += [p for _ in range(50) for p in sample_variants(rng)]
     assert not any(f.identity.held_out for p in drawn for f in p.figures)
     worn = [(f.item.kind, p.scene) for p in drawn for f in p.figures if f.item]
     assert worn and not any(held_out_combination(*combination) for combination in worn)
@@ -150,6 +170,16 @@ def test_one_identity_in_sixteen_is_held_out() -> None:
     assert abs(share - 1 / 16) < 4 * (15 / 256 / 2000) ** 0.5
     pairs = sum(held_out_combination(kind, scene) for kind in ACCESSORIES for scene in SCENES)
     assert 3 <= pairs <= 20
+
+
+def test_variants_show_one_picture_with_another_accessory_or_none() -> None:
+    rng = random.Random(3)
+    for _ in range(30):
+        pictures = sample_variants(rng, 4)
+        items = [p.figures[0].item for p in pictures]
+        assert items[0] is None and len({i.kind for i in items[1:]}) == 3
+        assert len({(i.colour, i.pattern) for i in items[1:]}) == 1
+        assert len({replace(p, figures=(replace(p.figures[0], item=None),)) for p in pictures}) == 1
 
 
 def test_pairs_show_one_person_twice() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import skia
@@ -66,6 +66,13 @@ def ground_truth(picture: Picture, size: int = 256) -> list[FigureTruth]:
             joints=dict(zip(names, place(figure, size, list(names.values())), strict=True)),
         ))
     return truths
+
+
+def details(picture: Picture, image: np.ndarray) -> np.ndarray:
+    """Bool mask ``H W`` of what is small and named: accessories, eyes and mouths in ``image``, the picture as drawn."""
+    plain = tuple(replace(f, item=None, expression="sleeping") for f in picture.figures)
+    without = render(replace(picture, figures=plain), image.shape[0])
+    return (np.abs(image.astype(np.int16) - without) > 24).any(-1)
 
 
 def item_mask(picture: Picture, size: int = 256) -> np.ndarray:

@@ -192,6 +192,18 @@ def sample_picture(
             return Picture(figures, shot, scene, style, seed=seed)
 
 
+def sample_variants(rng: random.Random, count: int = 4) -> list[Picture]:
+    """One picture of one person ``count`` times, first without an accessory, then with different kinds of one look."""
+    while True:
+        picture = sample_picture(rng, people=1)
+        kinds = [kind for kind in ACCESSORIES if not held_out_combination(kind, picture.scene)]
+        if len(kinds) >= count - 1:
+            break
+    item = sample_item(rng)
+    items = [None, *(replace(item, kind=kind) for kind in rng.sample(kinds, count - 1))]
+    return [replace(picture, figures=(replace(picture.figures[0], item=shown),)) for shown in items]
+
+
 def sample_pair(rng: random.Random, held_out: bool = False, group: float = 0.0) -> tuple[Picture, Picture]:
     """The same person (or the same accessory) twice, in two pictures of their own: character sheet, mirror, diptych.
 

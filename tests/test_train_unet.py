@@ -1,0 +1,73 @@
+"""What the miniature's UNet is trained on: batches of latents, their loss's weights and captions; the loss itself."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from likeness.miniature.train_unet import VARIANTS, Balance, Batch, Batches, Config, diffusion_loss
+from torch import Tensor
+
+
+@pytest.fixture(scope="module")
+def batches() -> Batches:
+    return Batches(Config(size=64, batch=4, details=3.0), seed=2)
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape"), [("singles", (4, 4, 8, 8)), ("pairs", (2, 4, 8, 16)), ("variants", (4, 4, 8, 8))]
+)
+def test_a_batch_weighs_the_cells_of_details_and_no_others(batches: Batches, kind: str, shape: tuple[int, ...]) -> None:
+    batch: Batch = getattr(batches, kind)()
+    assert batch.latents.shape == shape and batch.latents.isfinite().all()
+    assert batch.weights.shape == (shape[0], 1, *shape[2:]) and set(batch.weights.unique().tolist()) == {1.0, 4.0}
+    assert batch.weights.mean() < 2.5  # details are the smaller part
+    assert batch.ids.shape == (shape[0], 77)
+
+
+def test_variants_differ_by_the_accessory_alone(batches: Batches) -> None:
+    batch = batches.variants()
+    assert batch.alike == VARIANTS == len(batch.latents)
+    assert (batch.weights == batch.weights[:1]).all()
+    assert len(batch.ids.unique(dim=0)) == VARIANTS
+    outside = (batch.weights == 1).expand_as(batch.latents)
+    change = (batch.latents - batch.latents[:1]).abs()
+    assert change[outside].mean() < 0.25 * change[~outside].mean()
+
+
+def test_alike_rows_get_one_noise_and_one_timestep() -> None:
+    seen = {}
+
+    class Watching:
+        def predict(self, noisy: Tensor, t: Tensor, ids: Tensor) -> Tensor:
+            seen.update(noisy=noisy, t=t)
+            return noisy
+
+    batch = Batch(torch.zeros(6, 4, 2, 2), torch.ones(6, 1, 2, 2), torch.zeros(6, 77), alike=3)
+    diffusion_loss(Watching(), batch, torch.zeros(1000), Balance(1, 1000, torch.device("cpu")), bf16=False)
+    for values in (seen["noisy"], seen["t"]):
+        assert torch.equal(values[:3], values[:1].expand_as(values[:3]))
+        assert torch.equal(values[3:], values[3:4].expand_as(values[3:]))
+        assert not torch.equal(values[0], values[3])
+
+
+class Blind:
+    """Predicts the noise but for a constant error where ``wrong`` is 1."""
+
+    def __init__(self, wrong: Tensor) -> None:
+        self.wrong = wrong
+
+    def predict(self, noisy: Tensor, t: Tensor, ids: Tensor) -> Tensor:
+        """With latents of zeros and no signal left, the noisy latents are the noise."""
+        return noisy + self.wrong
+
+
+@pytest.mark.parametrize(("details", "expected"), [(0.0, 1 / 4), (4.0, 5 / 8)])
+def test_the_loss_is_a_mean_in_which_details_weigh_more(details: float, expected: float) -> None:
+    wrong = torch.zeros(1, 1, 2, 2)
+    wrong[..., 0, 0] = 1.0
+    alphas = torch.zeros(10)
+    batch = Batch(torch.zeros(3, 4, 2, 2), 1 + details * wrong.expand(3, 1, 2, 2), torch.zeros(3, 77))
+    loss = diffusion_loss(
+        Blind(wrong), batch, alphas, Balance(1, 10, alphas.device), bf16=False
+    )
+    assert loss.item() == pytest.approx(expected)
