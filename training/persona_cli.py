@@ -86,7 +86,7 @@ def _training_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--steps", type=int, help="training steps (default 1000; miniature 150)")
     sub.add_argument("--batch", type=int, help="samples a step (default 2)")
     sub.add_argument("--learning-rate", type=float, help="AdamW's step size (default 1e-4; miniature 2e-3)")
-    sub.add_argument("--tokens", type=int, help="words per persona (default 4)")
+    sub.add_argument("--tokens", type=int, help="words per persona (default 4; miniature 8)")
     sub.add_argument("--stages", choices=("fixed", "iou"), help="fixed bounds, or from attention after a warm-up")
     sub.add_argument("--low", type=int, help="lowest timestep of the dynamic stage (default 400; miniature 500)")
     sub.add_argument("--high", type=int, help="highest timestep of the dynamic stage (default 800; miniature 900)")

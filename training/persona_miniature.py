@@ -49,12 +49,13 @@ def miniature_request(**changes: object) -> PersonaTraining:
 
     Chosen on held-out people that no table uses: the stage at much noise brings the person nearest, and going back to
     the plain word below it (the paper's introduction; the released code holds the last words) keeps more of the prompt
-    at equal identity.
+    at equal identity, and eight words say more of a person than four do in a context this narrow, at the same cost.
     """
     base = PersonaTraining(
         supercategory="person",
         steps=150,
         batch=2,
+        tokens=8,
         learning_rate=2e-3,
         low=500,
         high=900,

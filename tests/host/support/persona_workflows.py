@@ -36,7 +36,7 @@ def learnt(picture: str, word: str, placeholder: str, **changes: Any) -> dict[st
     from ....training.persona_miniature import WORLD_TANDEM, WORLD_TEMPLATES, miniature_request
 
     request = miniature_request()
-    shared = ("steps", "batch", "learning_rate", "low", "high", "late", "precision", "seed")
+    shared = ("steps", "batch", "tokens", "learning_rate", "low", "high", "late", "precision", "seed")
     values = {
         **{key: getattr(request, key) for key in shared}, "preview_every": 0, **MODEL,
         "image": [picture, 0], "mask": [picture, FACE], "name": f"miniature {placeholder}",
