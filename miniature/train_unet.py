@@ -2,8 +2,8 @@
 
 Latents are drawn and encoded as training goes on, so no picture is seen twice. A part of the batches shows pairs: the
 same person (or accessory) in two pictures side by side, as character sheets and diptychs do on the web; from them the
-self-attention learns to look an appearance up elsewhere. Another part shows one scene with one accessory or another:
-from them the words of small things are learnt.
+self-attention learns to look an appearance up elsewhere. Another part shows one scene with one thing changed: from
+them the words of small things are learnt.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from . import models
 from .training import Checkpoint, Log, cosine, device
 from .world import Picture, details, pair_caption, render, sample_pair, sample_picture, sample_variants
-from .world.spec import sample_count
+from .world.spec import VARIANTS, sample_count
 
 log = logging.getLogger("likeness")
 
@@ -32,7 +32,7 @@ class Config:
 
     ``pairs_from``, ``pairs_to``: share of batches that show pairs, at the start and at the end; ``group``: share of
     pairs whose second picture shows the person beside someone else. ``two``: share of other pictures with two people.
-    ``variants``: share of batches, falling to none at the end, in which pictures differ by their accessory alone.
+    ``variants``: share of batches, falling to none at the end, in which pictures differ in one told thing alone.
     ``details``: weight of accessories, eyes and mouths above the rest of the picture's.
     ``warm_start``: begin from the shipped weights when there is no checkpoint.
     """
@@ -46,7 +46,7 @@ class Config:
     pairs_to: float = 0.6
     group: float = 0.35
     two: float = 0.3
-    variants: float = 0.15
+    variants: float = 0.3
     details: float = 4.0
     empty: float = 0.1
     bands: int = 20
@@ -82,8 +82,8 @@ class Diffuser(nn.Module):
         return self.unet(noisy, t, self.text(input_ids=ids).last_hidden_state).sample
 
 
-#: Pictures of one scene in a batch of variants.
-VARIANTS = 4
+#: How far apart latents (of variance 1) are where variants differ.
+DIFFERENT = 0.5
 
 
 @dataclass(frozen=True)
@@ -136,15 +136,16 @@ class Batches:
         return Batch(*self._encode(pairs), self._ids([pair_caption(a, b) for a, b in pairs]))
 
     def variants(self) -> Batch:
-        """Scenes in which the accessory alone differs, and with it one word of the caption.
+        """Scenes drawn four times with one thing changed, and with it a word of the caption; that thing weighs more.
 
-        With the same noise all else that moves the gradient is the same in all of them, and what the word means stands
+        With the same noise all else that moves the gradient is the same in the four, and what the word means stands
         out: words for small things are learnt in hundreds of steps, not in tens of thousands.
         """
-        pictures = [p for _ in range(self.config.batch // VARIANTS) for p in sample_variants(self.rng, VARIANTS)]
+        pictures = [p for _ in range(self.config.batch // VARIANTS) for p in sample_variants(self.rng)]
         latents, weights = self._encode([(p,) for p in pictures])
-        scenes = weights.unflatten(0, (-1, VARIANTS))
-        weights = scenes.amax(1, keepdim=True).expand_as(scenes).flatten(0, 1)
+        scenes = latents.unflatten(0, (-1, VARIANTS))
+        changed = ((scenes.amax(1) - scenes.amin(1)).amax(1, keepdim=True) > DIFFERENT).repeat_interleave(VARIANTS, 0)
+        weights = torch.where(changed, 1 + self.config.details, weights)
         return Batch(latents, weights, models.tokenize([p.caption for p in pictures]).to(device()), VARIANTS)
 
     def next(self, progress: float) -> Batch:

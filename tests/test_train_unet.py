@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from likeness.miniature.train_unet import VARIANTS, Balance, Batch, Batches, Config, diffusion_loss
+from likeness.miniature.train_unet import DIFFERENT, Balance, Batch, Batches, Config, diffusion_loss
+from likeness.miniature.world.spec import VARIANTS
 from torch import Tensor
 
 
@@ -24,14 +25,13 @@ def test_a_batch_weighs_the_cells_of_details_and_no_others(batches: Batches, kin
     assert batch.ids.shape == (shape[0], 77)
 
 
-def test_variants_differ_by_the_accessory_alone(batches: Batches) -> None:
+def test_variants_differ_where_they_weigh_and_in_their_captions(batches: Batches) -> None:
     batch = batches.variants()
     assert batch.alike == VARIANTS == len(batch.latents)
-    assert (batch.weights == batch.weights[:1]).all()
-    assert len(batch.ids.unique(dim=0)) == VARIANTS
-    outside = (batch.weights == 1).expand_as(batch.latents)
+    assert len(batch.ids.unique(dim=0)) >= VARIANTS - 1
+    light = (batch.weights == 1).expand_as(batch.latents)
     change = (batch.latents - batch.latents[:1]).abs()
-    assert change[outside].mean() < 0.25 * change[~outside].mean()
+    assert change[light].max() <= DIFFERENT < change[~light].max()
 
 
 def test_alike_rows_get_one_noise_and_one_timestep() -> None:

@@ -24,7 +24,16 @@ from likeness.miniature.world import (
 )
 from likeness.miniature.world import identity as identity_module
 from likeness.miniature.world.identity import SKIN, identity_count
-from likeness.miniature.world.spec import ACCESSORIES, COLOURS, SCENES, SHOTS, TOLD, held_out_combination, sample_figure
+from likeness.miniature.world.spec import (
+    ACCESSORIES,
+    COLOURS,
+    SCENES,
+    SHOTS,
+    TOLD,
+    VARIED,
+    held_out_combination,
+    sample_figure,
+)
 
 
 def portrait(seed: int, **changes: object) -> Picture:
@@ -172,14 +181,26 @@ def test_one_identity_in_sixteen_is_held_out() -> None:
     assert 3 <= pairs <= 20
 
 
-def test_variants_show_one_picture_with_another_accessory_or_none() -> None:
+@pytest.mark.parametrize("what", VARIED)
+def test_variants_differ_in_one_told_thing(what: str) -> None:
     rng = random.Random(3)
-    for _ in range(30):
-        pictures = sample_variants(rng, 4)
-        items = [p.figures[0].item for p in pictures]
-        assert items[0] is None and len({i.kind for i in items[1:]}) == 3
-        assert len({(i.colour, i.pattern) for i in items[1:]}) == 1
-        assert len({replace(p, figures=(replace(p.figures[0], item=None),)) for p in pictures}) == 1
+    held = {"accessory": "item", "expression": "expression", "garment": "garment"}.get(what)
+    trait = {"hair": "hair_colour", "skin": "skin", "beard": "facial_hair"}.get(what)
+    for _ in range(20):
+        pictures = sample_variants(rng, what)
+        figures = [p.figures[0] for p in pictures]
+        values = {getattr(f, held) if held else getattr(f.identity, trait) for f in figures}
+        assert len(values) == len(pictures) == 4
+        assert len({p.caption for p in pictures}) == (3 if what == "beard" else 4)  # two kinds are called a beard
+        same = {held: None} if held else {"identity": replace(figures[0].identity, **{trait: 0})}
+        for f in figures[1:]:
+            assert held or replace(f.identity, **{trait: 0}) == same["identity"]
+        assert len({replace(p, figures=(replace(p.figures[0], **same),)) for p in pictures}) == 1
+
+
+def test_variants_of_accessories_include_none_and_share_a_look() -> None:
+    items = [p.figures[0].item for p in sample_variants(random.Random(4), "accessory")]
+    assert items[0] is None and len({(i.colour, i.pattern) for i in items[1:]}) == 1
 
 
 def test_pairs_show_one_person_twice() -> None:

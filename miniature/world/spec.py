@@ -6,7 +6,7 @@ import hashlib
 import random
 from dataclasses import dataclass, replace
 
-from .identity import Identity, sample_identity
+from .identity import FACIAL_HAIR, HAIR_COLOURS, SKIN_WORDS, Identity, sample_identity
 
 SHOTS = ("portrait", "half body", "full body")
 ACCESSORIES = ("hat", "crown", "glasses", "sunglasses", "scarf", "tie", "headphones", "flower")
@@ -18,6 +18,9 @@ COLOURS = {
 PATTERNS = ("plain", "stripes", "dots")
 #: which trait of a person a caption tells, and how often
 TOLD = {"": 0.4, "hair": 0.25, "skin": 0.15, "eyes": 0.1, "beard": 0.1}
+#: how many variants of a picture :func:`sample_variants` gives, what they differ in, and how often
+VARIANTS = 4
+VARIED = {"accessory": 0.4, "hair": 0.2, "skin": 0.1, "beard": 0.1, "expression": 0.1, "garment": 0.1}
 EXPRESSIONS = ("", "smiling", "sad", "surprised", "sleeping")
 ACTIONS = ("standing", "waving", "arms raised", "hands on hips")
 SCENES = {
@@ -192,16 +195,42 @@ def sample_picture(
             return Picture(figures, shot, scene, style, seed=seed)
 
 
-def sample_variants(rng: random.Random, count: int = 4) -> list[Picture]:
-    """One picture of one person ``count`` times, first without an accessory, then with different kinds of one look."""
+def sample_variants(rng: random.Random, varied: str | None = None) -> list[Picture]:
+    """One picture of one person VARIANTS times, alike but for one thing that the captions tell.
+
+    Args:
+        rng: source of every choice.
+        varied: a key of VARIED; drawn when None.
+    """
+    varied = varied or rng.choices(tuple(VARIED), tuple(VARIED.values()))[0]
     while True:
         picture = sample_picture(rng, people=1)
-        kinds = [kind for kind in ACCESSORIES if not held_out_combination(kind, picture.scene)]
-        if len(kinds) >= count - 1:
-            break
-    item = sample_item(rng)
-    items = [None, *(replace(item, kind=kind) for kind in rng.sample(kinds, count - 1))]
-    return [replace(picture, figures=(replace(picture.figures[0], item=shown),)) for shown in items]
+        figures = _varied(rng, picture.figures[0], picture.scene, varied)
+        if len(figures) == VARIANTS and not any(figure.identity.held_out for figure in figures):
+            return [replace(picture, figures=(figure,)) for figure in figures]
+
+
+def _varied(rng: random.Random, figure: Figure, scene: str, what: str) -> list[Figure]:
+    """VARIANTS figures that differ in ``what``; fewer where that cannot be had of this person in this scene."""
+    who = figure.identity
+    if what == "accessory":
+        kinds = [kind for kind in ACCESSORIES if not held_out_combination(kind, scene)]
+        item = sample_item(rng)
+        items = [None, *(replace(item, kind=kind) for kind in rng.sample(kinds, min(VARIANTS - 1, len(kinds))))]
+        return [replace(figure, item=shown) for shown in items]
+    if what == "expression":
+        return [replace(figure, expression=expression) for expression in rng.sample(EXPRESSIONS, VARIANTS)]
+    if what == "garment":
+        return [replace(figure, garment=garment) for garment in rng.sample(GARMENTS, VARIANTS)]
+    if what == "hair":
+        colours = [] if who.hair == "bald" else rng.sample(tuple(HAIR_COLOURS), VARIANTS)
+        people = [replace(who, hair_colour=colour) for colour in colours]
+    elif what == "skin":
+        words = rng.sample(tuple(dict.fromkeys(SKIN_WORDS)), VARIANTS)
+        people = [replace(who, skin=rng.choice([i for i, w in enumerate(SKIN_WORDS) if w == word])) for word in words]
+    else:
+        people = [replace(who, facial_hair=kind) for kind in FACIAL_HAIR if who.gender == "man"]
+    return [replace(figure, identity=person, told=what) for person in people]
 
 
 def sample_pair(rng: random.Random, held_out: bool = False, group: float = 0.0) -> tuple[Picture, Picture]:
