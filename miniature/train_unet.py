@@ -139,7 +139,7 @@ class Batches:
         """Scenes drawn four times with one thing changed, and with it a word of the caption; that thing weighs more.
 
         With the same noise all else that moves the gradient is the same in the four, and what the word means stands
-        out: two thousand steps taught words of small things that seventeen thousand had not.
+        out.
         """
         pictures = [p for _ in range(max(self.config.batch // VARIANTS, 1)) for p in sample_variants(self.rng)]
         latents, weights = self._encode([(p,) for p in pictures])

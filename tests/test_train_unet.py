@@ -67,7 +67,5 @@ def test_the_loss_is_a_mean_in_which_details_weigh_more(details: float, expected
     wrong[..., 0, 0] = 1.0
     alphas = torch.zeros(10)
     batch = Batch(torch.zeros(3, 4, 2, 2), 1 + details * wrong.expand(3, 1, 2, 2), torch.zeros(3, 77))
-    loss = diffusion_loss(
-        Blind(wrong), batch, alphas, Balance(1, 10, alphas.device), bf16=False
-    )
+    loss = diffusion_loss(Blind(wrong), batch, alphas, Balance(1, 10, alphas.device), bf16=False)
     assert loss.item() == pytest.approx(expected)

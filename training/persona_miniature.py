@@ -47,9 +47,9 @@ WORLD_TANDEM = tuple(
 def miniature_request(**changes: object) -> PersonaTraining:
     """Defaults that suit the miniature: its words, and fewer, larger steps than a full model takes.
 
-    Chosen on held-out people that no table uses: the stage at much noise brings the person nearest, and going back to
-    the plain word below it (the paper's introduction; the released code holds the last words) keeps more of the prompt
-    at equal identity, and eight words say more of a person than four do in a context this narrow, at the same cost.
+    Chosen on held-out people that no table uses: the stage at much noise brings the person nearest; going back to the
+    plain word below it (the paper's introduction; the released code holds the last words) keeps more of the prompt at
+    equal identity; eight words bring the person nearer than four in a context this narrow, at the same cost.
     """
     base = PersonaTraining(
         supercategory="person",
