@@ -33,7 +33,8 @@ class Config:
     ``pairs_from``, ``pairs_to``: share of batches that show pairs, at the start and at the end; ``group``: share of
     pairs whose second picture shows the person beside someone else. ``two``: share of other pictures with two people.
     ``variants``: share of batches, falling to none at the end, in which pictures differ in one told thing alone.
-    ``details``: weight of accessories, eyes and mouths above the rest of the picture's.
+    ``details``: weight of accessories, eyes and mouths above the rest of the picture's. ``text``: how many times as
+    fast the text's path (text encoder and cross-attention) learns as the rest.
     ``warm_start``: begin from the shipped weights when there is no checkpoint.
     """
 
@@ -48,6 +49,7 @@ class Config:
     two: float = 0.3
     variants: float = 0.3
     details: float = 4.0
+    text: float = 1.0
     empty: float = 0.1
     bands: int = 20
     ema: float = 0.998
@@ -84,6 +86,8 @@ class Diffuser(nn.Module):
 
 #: How far apart latents (of variance 1) are where variants differ.
 DIFFERENT = 0.5
+#: Least timestep of variants: below, the noisy picture shows by itself what the word would tell.
+NOISY = 250
 
 
 @dataclass(frozen=True)
@@ -180,7 +184,8 @@ def diffusion_loss(model: Diffuser, batch: Batch, alphas: Tensor, balance: Balan
     """Noise-prediction error, weighted mean over the picture, balanced over noise levels."""
     latents = batch.latents
     scenes = len(latents) // batch.alike
-    t = torch.randint(0, len(alphas), (scenes,), device=latents.device).repeat_interleave(batch.alike)
+    least = NOISY if batch.alike > 1 else 0
+    t = torch.randint(least, len(alphas), (scenes,), device=latents.device).repeat_interleave(batch.alike)
     noise = torch.randn_like(latents[:scenes]).repeat_interleave(batch.alike, dim=0)
     alpha = alphas[t].reshape(-1, 1, 1, 1)
     with torch.autocast(latents.device.type, torch.bfloat16, enabled=bf16):
@@ -192,8 +197,11 @@ def diffusion_loss(model: Diffuser, batch: Batch, alphas: Tensor, balance: Balan
 
 def _optimizer(model: Diffuser, config: Config) -> torch.optim.Optimizer:
     table = model.text.get_input_embeddings().weight  # rows never seen must stay as seeded: no decay there
-    others = [p for p in [*model.unet.parameters(), *model.text.parameters()] if p is not table]
-    groups = [{"params": others, "weight_decay": 1e-3}, {"params": [table], "weight_decay": 0.0}]
+    text = [p for p in model.text.parameters() if p is not table]
+    text += [p for name, p in model.unet.named_parameters() if ".attn2." in name]
+    rest = [p for name, p in model.unet.named_parameters() if ".attn2." not in name]
+    groups = [{"params": rest, "weight_decay": 1e-3}, {"params": text, "weight_decay": 1e-3},
+              {"params": [table], "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.99), foreach=True)
 
 
@@ -220,8 +228,8 @@ def train(config: Config, state: Checkpoint, record: Log) -> Diffuser:
     started, losses = time.monotonic() - spent, []
     while (spent := time.monotonic() - started) < config.minutes * 60:
         progress = spent / (config.minutes * 60)
-        for group in optimizer.param_groups:
-            group["lr"] = config.lr * cosine(progress)
+        for group, rate in zip(optimizer.param_groups, (1.0, config.text, config.text), strict=True):
+            group["lr"] = config.lr * rate * cosine(progress)
         loss = diffusion_loss(model, batches.next(progress), alphas, balance, bool(config.bf16))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()

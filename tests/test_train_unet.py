@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from likeness.miniature.train_unet import DIFFERENT, Balance, Batch, Batches, Config, diffusion_loss
+from likeness.miniature.train_unet import DIFFERENT, NOISY, Balance, Batch, Batches, Config, diffusion_loss
 from likeness.miniature.world.spec import VARIANTS
 from torch import Tensor
 
@@ -34,7 +34,7 @@ def test_variants_differ_where_they_weigh_and_in_their_captions(batches: Batches
     assert change[light].max() <= DIFFERENT < change[~light].max()
 
 
-def test_alike_rows_get_one_noise_and_one_timestep() -> None:
+def test_alike_rows_get_one_noise_and_one_timestep_of_much_noise() -> None:
     seen = {}
 
     class Watching:
@@ -42,12 +42,13 @@ def test_alike_rows_get_one_noise_and_one_timestep() -> None:
             seen.update(noisy=noisy, t=t)
             return noisy
 
-    batch = Batch(torch.zeros(6, 4, 2, 2), torch.ones(6, 1, 2, 2), torch.zeros(6, 77), alike=3)
+    batch = Batch(torch.zeros(60, 4, 2, 2), torch.ones(60, 1, 2, 2), torch.zeros(60, 77), alike=3)
     diffusion_loss(Watching(), batch, torch.zeros(1000), Balance(1, 1000, torch.device("cpu")), bf16=False)
     for values in (seen["noisy"], seen["t"]):
         assert torch.equal(values[:3], values[:1].expand_as(values[:3]))
         assert torch.equal(values[3:], values[3:4].expand_as(values[3:]))
         assert not torch.equal(values[0], values[3])
+    assert seen["t"].min() >= NOISY
 
 
 class Blind:

@@ -73,9 +73,12 @@ def _crown(canvas: skia.Canvas, item: Item, w: float, face: Face) -> None:
 
 
 def _glasses(canvas: skia.Canvas, item: Item, w: float, face: Face) -> None:
-    paint = _paint(COLOURS[item.colour], 0.042)
+    paint = _paint(COLOURS[item.colour], 0.06)
+    lens = _paint("#ffffff")
+    lens.setAlpha(70)  # tinted: a thin frame alone is lost in the latents
     for side in (-1, 1):
-        canvas.drawCircle(side * face.eye_x, EYE_Y, 0.15, paint)
+        canvas.drawCircle(side * face.eye_x, EYE_Y, 0.16, lens)
+        canvas.drawCircle(side * face.eye_x, EYE_Y, 0.16, paint)
         canvas.drawLine(side * (face.eye_x + 0.15), EYE_Y, side * w, EYE_Y - 0.03, paint)
     canvas.drawLine(-max(face.eye_x - 0.15, 0.0), EYE_Y, max(face.eye_x - 0.15, 0.0), EYE_Y, paint)
 

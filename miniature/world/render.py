@@ -14,6 +14,9 @@ from .person import draw_face, draw_figure_item, draw_person
 from .scenes import draw_scene
 from .spec import Figure, Item, Picture
 
+#: coverage, of 255, from which a pixel belongs to what is drawn there; the tinted lenses of glasses have a little more
+OPAQUE = 63
+
 
 @dataclass(frozen=True)
 class FigureTruth:
@@ -80,7 +83,7 @@ def item_mask(picture: Picture, size: int = 256) -> np.ndarray:
     surface = skia.Surface(size, size)
     with surface as canvas:
         _alone(canvas, picture.item, size)
-    return _pixels(surface)[..., 3] > 127
+    return _pixels(surface)[..., 3] > OPAQUE
 
 
 def _face_box(figure: Figure, size: int, half_width: float) -> tuple[float, float, float, float]:
@@ -102,7 +105,7 @@ def _mask(figure: Figure, size: int, draw: Callable[[skia.Canvas, Figure], None]
     surface = skia.Surface(size, size)
     with surface as canvas:
         _in_head_units(canvas, figure, size, draw)
-    return _pixels(surface)[..., 3] > 127
+    return _pixels(surface)[..., 3] > OPAQUE
 
 
 def _alone(canvas: skia.Canvas, item: Item, size: int) -> None:

@@ -20,7 +20,9 @@ PATTERNS = ("plain", "stripes", "dots")
 TOLD = {"": 0.4, "hair": 0.25, "skin": 0.15, "eyes": 0.1, "beard": 0.1}
 #: how many variants of a picture :func:`sample_variants` gives, what they differ in, and how often
 VARIANTS = 4
-VARIED = {"accessory": 0.4, "hair": 0.2, "skin": 0.1, "beard": 0.1, "expression": 0.1, "garment": 0.1}
+VARIED = {"accessory": 0.5, "hair": 0.2, "skin": 0.05, "beard": 0.05, "expression": 0.1, "garment": 0.1}
+#: accessories that show little, and how many times as often variants show them as others
+FAINT = {"glasses": 3, "tie": 3, "headphones": 2, "flower": 2}
 EXPRESSIONS = ("", "smiling", "sad", "surprised", "sleeping")
 ACTIONS = ("standing", "waving", "arms raised", "hands on hips")
 SCENES = {
@@ -216,7 +218,8 @@ def _varied(rng: random.Random, figure: Figure, scene: str, what: str) -> list[F
     if what == "accessory":
         kinds = [kind for kind in ACCESSORIES if not held_out_combination(kind, scene)]
         item = sample_item(rng)
-        items = [None, *(replace(item, kind=kind) for kind in rng.sample(kinds, min(VARIANTS - 1, len(kinds))))]
+        kinds.sort(key=lambda kind: rng.random() ** (1 / FAINT.get(kind, 1)), reverse=True)
+        items = [None, *(replace(item, kind=kind) for kind in kinds[: VARIANTS - 1])]
         return [replace(figure, item=shown) for shown in items]
     if what == "expression":
         return [replace(figure, expression=expression) for expression in rng.sample(EXPRESSIONS, VARIANTS)]
