@@ -45,8 +45,8 @@ def test_alike_rows_get_one_noise_and_one_timestep_of_much_noise() -> None:
     batch = Batch(torch.zeros(60, 4, 2, 2), torch.ones(60, 1, 2, 2), torch.zeros(60, 77), alike=3)
     diffusion_loss(Watching(), batch, torch.zeros(1000), Balance(1, 1000, torch.device("cpu")), bf16=False)
     for values in (seen["noisy"], seen["t"]):
-        assert torch.equal(values[:3], values[:1].expand_as(values[:3]))
-        assert torch.equal(values[3:], values[3:4].expand_as(values[3:]))
+        scenes = values.unflatten(0, (-1, 3))
+        assert torch.equal(scenes, scenes[:, :1].expand_as(scenes))
         assert not torch.equal(values[0], values[3])
     assert seen["t"].min() >= NOISY
 
