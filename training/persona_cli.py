@@ -59,7 +59,7 @@ def parser() -> argparse.ArgumentParser:
     root.set_defaults(command="demo")
     commands = root.add_subparsers(dest="command")
     demo = commands.add_parser("demo", help="learn a drawn person and show three scenes (the default)")
-    demo.add_argument("--person", type=int, default=2, help="number of the held-out person (default 2, an average one)")
+    demo.add_argument("--person", type=int, default=3, help="number of the held-out person (default 3, an average one)")
     learn = commands.add_parser("train", help="learn from pictures")
     learn.add_argument("--image", nargs="+", required=True, help="one or more pictures of the same person or thing")
     learn.add_argument("--mask", nargs="+", default=[], help="masks, white where the person is; one each, or one")
