@@ -157,7 +157,8 @@ def test_curve_gives_bounds_where_it_crosses():
 def test_calibration_maps_to_the_papers_range():
     curve = calibrate(torch.tensor([0.1, 0.1, 0.1, 0.2, 0.3, 0.3, 0.3]))
     assert curve[0].item() == pytest.approx(0.5) and curve[-1].item() == pytest.approx(1.0)
-    assert calibrate(torch.full((9,), 0.3)).tolist() == [0.5] * 9
+    for flat in ([0.3] * 9, [0.05] * 3 + [0.07] * 3 + [0.12] * 3):
+        assert calibrate(torch.tensor(flat)).tolist() == [0.5] * 9
 
 
 def test_flat_curve_falls_back():

@@ -172,12 +172,18 @@ def attention_iou(maps: Tensor, mask: Tensor, threshold: float = 0.5) -> Tensor:
     return (seen & wanted).sum(dim=(1, 2)) / union.clamp(min=1)
 
 
+#: A curve that rises by less tells no stage: the words' attention never comes to lie on the mask.
+LEAST_RISE = 0.1
+
+
 def calibrate(iou: Tensor, window: int = 3, paper_range: tuple[float, float] | None = (0.5, 1.0)) -> Tensor:
     """Smooth a curve, make it rise with falling noise, and bring it to the range the paper's thresholds live in.
 
     The absolute IoU depends on layer, resolution and binarisation, which the paper leaves open; its own curve covers
     0.5 ("unpartitioned" begins there) to 1. ``paper_range`` maps this curve's minimum and maximum to those two, so
-    that lambda1 = 0.7 and lambda2 = 0.8 mean 40% and 60% of the way up on any model. None leaves absolute values.
+    that lambda1 = 0.7 and lambda2 = 0.8 mean 40% and 60% of the way up on any model. A curve that rises by less than
+    :data:`LEAST_RISE` stays flat at the minimum: stretched, its noise would look like a stage. None leaves absolute
+    values.
     """
     pad = window // 2
     smooth = torch.nn.functional.avg_pool1d(
@@ -187,7 +193,7 @@ def calibrate(iou: Tensor, window: int = 3, paper_range: tuple[float, float] | N
     if paper_range is None:
         return rising
     low, high = rising[0], rising[-1]
-    if high - low < 1e-6:
+    if high - low < LEAST_RISE:
         return torch.full_like(rising, paper_range[0])
     return paper_range[0] + (paper_range[1] - paper_range[0]) * (rising - low) / (high - low)
 
