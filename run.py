@@ -26,14 +26,14 @@ OLDEST_TORCH = "torch>=2.4"
 
 #: command: (module of the pack with a ``main(argv)``, help)
 COMMANDS = {
-    "demo": ("miniature.demo", "MagicFace on the miniature: contact sheet, maps, table of measured effects"),
-    "persona": ("training.persona_cli", "learn a persona from pictures and draw it (PersonaMagic)"),
-    "prove": ("evaluation.persona", "measure every effect on held-out people and print the tables"),
-    "benchmark": ("benchmarks.magicface", "time and memory of MagicFace against vanilla and naive attention"),
-    "train": ("miniature.train", "retrain a part of the miniature from its seed, resumable"),
-    "report": ("miniature.report", "measure the miniature itself: samples, attribute accuracy, reconstruction"),
-    "workflows": ("tests.host.make_workflows", "for developers: write the files of workflows/ (needs a ComfyUI)"),
-    "thumbnails": ("tests.host.make_thumbnails", "for developers: make the pictures beside them (needs a ComfyUI)"),
+    "demo": ("lab.magicface", "MagicFace on the miniature: contact sheet, maps, table of measured effects"),
+    "persona": ("lab.persona", "learn a persona from pictures and draw it (PersonaMagic)"),
+    "prove": ("lab.evaluation.persona", "measure every effect on held-out people and print the tables"),
+    "benchmark": ("lab.benchmarks.magicface", "time and memory of MagicFace against vanilla and naive attention"),
+    "train": ("lab.miniature.train", "retrain a part of the miniature from its seed, resumable"),
+    "report": ("lab.miniature.report", "measure the miniature itself: samples, attribute accuracy, reconstruction"),
+    "workflows": ("lab.workflows.make", "for developers: write the files of workflows/ (needs a ComfyUI)"),
+    "thumbnails": ("lab.workflows.thumbnails", "for developers: make the pictures beside them (needs a ComfyUI)"),
     "test": ("", "run the tests; further arguments go to pytest"),
 }
 
@@ -58,29 +58,17 @@ def usage() -> str:
 
 
 def run_module(command: str, arguments: list[str]) -> int:
-    """Import the command's module under the pack's alias and call its ``main``."""
-    register_alias()
-    module, _ = COMMANDS[command]
-    name = f"likeness.{module}"
+    """Import the command's module and call its ``main``."""
+    name, _ = COMMANDS[command]
     if importlib.util.find_spec(name) is None:
-        print(f"run.py {command}: this copy of the pack has no {module.replace('.', '/')}.py", file=sys.stderr)
+        print(f"run.py {command}: this copy of the pack has no {name.replace('.', '/')}.py", file=sys.stderr)
         return 2
     return int(importlib.import_module(name).main(arguments) or 0)
 
 
 def run_tests(arguments: list[str]) -> int:
     """Run pytest from the root; its summary is the last line."""
-    command = "import sys; sys.path.remove(''); import pytest; sys.exit(pytest.main(sys.argv[1:]))"
-    return subprocess.call([sys.executable, "-c", command, *arguments], cwd=ROOT)
-
-
-def register_alias() -> None:
-    """Make the pack importable as ``likeness``, and keep its folder names from shadowing anything else."""
-    sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != ROOT]
-    spec = importlib.util.spec_from_file_location("_likeness_bootstrap", ROOT / "bootstrap.py")
-    bootstrap = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(bootstrap)
-    bootstrap.register()
+    return subprocess.call([sys.executable, "-m", "pytest", *arguments], cwd=ROOT)
 
 
 def set_up() -> None:

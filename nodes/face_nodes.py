@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..hosts.comfy import faces
-from ..hosts.comfy.compat import schema
+from ..likeness.hosts.comfy.compat import schema
+from ..likeness.hosts.comfy.faces import models as faces
 
 FacesType = io.Custom("LIKENESS_FACES")
 

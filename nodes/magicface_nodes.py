@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from comfy_api.latest import io, ui
 
-from ..core.blocks import DEFAULT_LAYERS
-from ..core.magicface.request import COMPLETIONS, WEIGHTINGS
-from ..hosts.comfy import magicface_apply, previews
-from ..hosts.comfy.compat import ADVANCED, schema
-from ..hosts.comfy.references import References, concept
+from ..likeness.core.blocks import DEFAULT_LAYERS
+from ..likeness.core.magicface.request import COMPLETIONS, WEIGHTINGS
+from ..likeness.hosts.comfy.compat import ADVANCED, schema
+from ..likeness.hosts.comfy.magicface import apply as magicface_apply
+from ..likeness.hosts.comfy.magicface import previews
+from ..likeness.hosts.comfy.magicface.references import References, concept
 
 CATEGORY = "Likeness/MagicFace"
 ReferencesType = io.Custom("LIKENESS_MAGICFACE_REFERENCES")

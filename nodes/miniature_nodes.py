@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..hosts.comfy import miniature
-from ..hosts.comfy.compat import schema
+from ..likeness.hosts.comfy.compat import schema
+from ..likeness.hosts.comfy.miniature import models as miniature
 
 
 class MiniatureLoader(io.ComfyNode):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..hosts.comfy import miniature_world
-from ..hosts.comfy.compat import ADVANCED, schema
-from ..miniature.world import spec
+from ..likeness.hosts.comfy.compat import ADVANCED, schema
+from ..likeness.hosts.comfy.miniature import sample as miniature_world
+from ..likeness.miniature.world import spec
 
 
 class MiniatureSample(io.ComfyNode):

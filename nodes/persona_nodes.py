@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from comfy_api.latest import io, ui
 
-from ..core.persona.stages import LATE_CHOICES
-from ..core.persona.tandem import TandemConfig
-from ..hosts.comfy import persona as host
-from ..hosts.comfy import persona_files, persona_learn
-from ..hosts.comfy.compat import ADVANCED, schema
-from ..hosts.comfy.persona_text import NamedPersona
+from ..likeness.core.persona.stages import LATE_CHOICES
+from ..likeness.core.persona.tandem import TandemConfig
+from ..likeness.hosts.comfy.compat import ADVANCED, schema
+from ..likeness.hosts.comfy.persona import files
+from ..likeness.hosts.comfy.persona import files as persona_files
+from ..likeness.hosts.comfy.persona import session as host
+from ..likeness.hosts.comfy.persona import train as persona_learn
+from ..likeness.hosts.comfy.persona.text import NamedPersona
 from .face_nodes import FacesType
 
 CATEGORY = "Likeness/Persona"
@@ -376,7 +378,7 @@ class PersonaImport(io.ComfyNode):
     def execute(
         cls, clip, path, supercategory, placeholder, low, high, image=None, clip_vision=None, personas=None
     ) -> io.NodeOutput:
-        persona = host.import_persona(clip, path, supercategory, (low, high), image, clip_vision)
+        persona = files.import_persona(clip, path, supercategory, (low, high), image, clip_vision)
         return io.NodeOutput(host.join(personas, NamedPersona(placeholder, persona)))
 
 

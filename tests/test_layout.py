@@ -1,8 +1,9 @@
-"""The shape of the pack: who may import whom, and that every import inside it is relative."""
+"""The shape of the pack: floors, of which each imports only lower ones, and who may import ComfyUI."""
 
 from __future__ import annotations
 
 import ast
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,34 +12,53 @@ ROOT = Path(__file__).parents[1]
 HOST_MODULES = {
     "comfy", "comfy_api", "comfy_execution", "comfy_extras", "folder_paths", "latent_preview", "nodes", "node_helpers",
 }
-#: folder: what it may import from the pack
-ALLOWED = {
-    "core": {"core"},
-    "faces": {"faces", "core", "miniature"},
-    "miniature": {"miniature", "core", "hosts/diffusers", "faces", "training", "evaluation"},
-    "hosts": {"hosts", "core"},
-    "hosts/diffusers": {"hosts/diffusers", "hosts", "core"},
-    "hosts/comfy": {"hosts/comfy", "hosts", "core", "miniature", "faces", "training"},
-    "training": {"training", "core", "hosts", "hosts/diffusers", "miniature", "faces", "evaluation", "benchmarks"},
-    "evaluation": {"evaluation", "core", "hosts/diffusers", "miniature", "faces", "training"},
-    "benchmarks": {"benchmarks", "core", "hosts/diffusers", "miniature", "training"},
-    "nodes": {"nodes", "hosts/comfy", "hosts", "core", "miniature", "faces"},
-}
+#: From the ground up: a file imports from its own floor and from lower ones. A folder's own files (``core/*.py``) lie
+#: below its subfolders, and subfolders on one floor do not import each other unless they are named in order.
+FLOORS = (
+    ("likeness/core",),
+    ("likeness/core/magicface", "likeness/core/persona", "likeness/core/magicid", "likeness/core/diir"),
+    ("likeness/formats",),
+    ("likeness/faces",),
+    ("likeness/drawing",),
+    ("likeness/miniature/world",),
+    ("likeness/miniature",),
+    ("likeness/training/persona", "likeness/training/magicid"),
+    ("likeness/hosts/diffusers",),
+    ("likeness/hosts/comfy",),
+    ("likeness/hosts/comfy/faces",),
+    ("likeness/hosts/comfy/magicface", "likeness/hosts/comfy/miniature", "likeness/hosts/comfy/persona"),
+    ("likeness/hosts/comfy/magicid",),
+    ("likeness/hosts/comfy/diir",),
+    ("nodes",),
+    ("lab",),
+)
 #: packages of others that the methods themselves may use
 CORE_MAY_USE = {"torch", "numpy"}
 
-
-def folder_of(path: Path) -> str:
-    parts = path.relative_to(ROOT).parts
-    return "/".join(parts[:2]) if parts[0] == "hosts" and len(parts) > 2 else parts[0]
-
+#: folders that hold nothing but others
+SHELLS = {"likeness", "likeness/hosts", "likeness/training"}
 
 FILES = sorted(
     file
-    for folder in {name.split("/")[0] for name in ALLOWED}
-    for file in (ROOT / folder).rglob("*.py")
-    if folder_of(file) in ALLOWED
+    for top in ("likeness", "nodes", "lab")
+    for file in (ROOT / top).rglob("*.py")
+    if file.parent.relative_to(ROOT).as_posix() not in SHELLS
 )
+
+
+def rooms() -> dict[str, tuple[int, str]]:
+    """Folder -> its floor and its own name there."""
+    return {folder: (floor, folder) for floor, folders in enumerate(FLOORS) for folder in folders}
+
+
+def room_of(file: Path) -> tuple[int, str]:
+    """The floor and folder of a file: the longest folder of :data:`FLOORS` that holds it."""
+    inside = file.relative_to(ROOT).parent.as_posix()
+    known = rooms()
+    while inside not in known:
+        inside = inside.rpartition("/")[0]
+        assert inside, f"{file.relative_to(ROOT)} lies in no folder of FLOORS"
+    return known[inside]
 
 
 def imports(file: Path) -> list[tuple[int, str, list[str]]]:
@@ -52,35 +72,45 @@ def imports(file: Path) -> list[tuple[int, str, list[str]]]:
     return found
 
 
-def targets(file: Path) -> set[str]:
-    """Folders of the pack that ``file`` imports from."""
+def targets(file: Path) -> set[Path]:
+    """Files of the pack that ``file`` imports from."""
     reached = set()
     for level, module, names in imports(file):
         if level:
             base = file.parents[level - 1].joinpath(*module.split(".") if module else ())
-            for name in names:
-                module_file = next((f for f in (base / f"{name}.py", base.with_suffix(".py")) if f.is_file()), None)
-                reached.add(folder_of(module_file or base / name / "__init__.py"))
+        elif module.split(".")[0] in ("likeness", "lab"):
+            base = ROOT.joinpath(*module.split("."))
+        else:
+            continue
+        for name in names or [""]:
+            places = (base / f"{name}.py", base / name / "__init__.py", base.with_suffix(".py"), base / "__init__.py")
+            reached.add(next(place for place in places if place.is_file()))
     return reached
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
-def test_imports_follow_the_direction(file: Path) -> None:
-    assert targets(file) <= ALLOWED[folder_of(file)]
+def allowed(file: Path, target: Path) -> bool:
+    floor, folder = room_of(file)
+    below, other = room_of(target)
+    return below < floor or folder == other or target.name == "__init__.py"
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.relative_to(ROOT).as_posix())
+def test_imports_go_down(file: Path) -> None:
+    assert [target.relative_to(ROOT).as_posix() for target in targets(file) if not allowed(file, target)] == []
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.relative_to(ROOT).as_posix())
 def test_only_host_folders_import_comfyui(file: Path) -> None:
+    folder = room_of(file)[1]
     used = {module.split(".")[0] for level, module, _ in imports(file) if not level}
-    assert "likeness" not in used, "imports inside the pack are relative"
-    if folder_of(file) not in ("nodes", "hosts/comfy"):
+    if folder != "lab":
+        assert not used & {"likeness", "lab"}, "imports inside the pack are relative, and none reach the lab"
+    if folder != "nodes" and not folder.startswith("likeness/hosts/comfy"):
         assert not used & HOST_MODULES
 
 
 def test_core_uses_torch_and_the_standard_library_only() -> None:
-    import sys
-
-    for file in (file for file in FILES if folder_of(file) == "core"):
+    for file in (file for file in FILES if room_of(file)[1].startswith("likeness/core")):
         used = {module.split(".")[0] for level, module, _ in imports(file) if not level}
         assert used <= set(sys.stdlib_module_names) | CORE_MAY_USE, file
 
@@ -89,6 +119,9 @@ def test_the_check_sees_a_forbidden_import(tmp_path: Path) -> None:
     file = tmp_path / "bad.py"
     file.write_text("import comfy.utils\nfrom likeness.core import attention\n")
     assert [module for _, module, _ in imports(file)] == ["comfy.utils", "likeness.core"]
+    assert targets(file) == {ROOT / "likeness" / "core" / "attention.py"}
+    low, high = ROOT / "likeness/core/attention.py", ROOT / "likeness/hosts/comfy/unet.py"
+    assert allowed(high, low) and not allowed(low, high)
 
 
 def test_entry_point_does_not_switch_itself_off() -> None:
@@ -103,6 +136,6 @@ def test_entry_point_does_not_switch_itself_off() -> None:
 
 
 def test_shipped_files_stay_small() -> None:
-    weights = [file.stat().st_size for file in (ROOT / "miniature" / "weights").glob("*.safetensors")]
-    assert all(size <= 15 * 2**20 for size in weights)
+    weights = [file.stat().st_size for file in (ROOT / "likeness/miniature/weights").glob("*.safetensors")]
+    assert weights and all(size <= 15 * 2**20 for size in weights)
     assert sum(weights) <= 40 * 2**20

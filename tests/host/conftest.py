@@ -6,26 +6,56 @@ with its Python. In that second process (``LIKENESS_TEST_HOST`` is set) this fil
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 from collections.abc import Iterator
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
-from likeness.tests.host.support import discovery
-from likeness.tests.host.support.inprocess import HOST_VARIABLE
-from likeness.tests.host.support.server import Server
+from support.comfy.inprocess import HOST_VARIABLE
+
+from lab.workflows import discovery
+from lab.workflows.server import Server
 
 _inside = os.environ.get(HOST_VARIABLE)
 
 
+#: The name under which the pack is loaded inside ComfyUI's Python; its declarations are ``likeness_pack.nodes``.
+PACK = "likeness_pack"
+
+
+class _OneLikeness(MetaPathFinder, Loader):
+    """Lets ``likeness`` name the loaded pack's inner package, so that no class exists twice."""
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        return ModuleSpec(name, self) if name.partition(".")[0] == "likeness" else None
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        module = importlib.import_module(f"{PACK}.{spec.name}")
+        self._own = module.__spec__
+        return module
+
+    def exec_module(self, module: ModuleType) -> None:
+        module.__spec__ = self._own
+
+
 def _prepare_imports(host: str) -> None:
-    """Put ComfyUI first on the path and have it use the CPU, as ``main.py --cpu`` does."""
+    """Put ComfyUI first on the path, have it use the CPU as ``main.py --cpu`` does, and load the pack as it does."""
     sys.path.insert(0, host)
     import comfy.cli_args  # the host's own argument table; its defaults hold when it is not a program
 
     comfy.cli_args.args.cpu = True
+    root = discovery.ROOT
+    spec = spec_from_file_location(PACK, root / "__init__.py", submodule_search_locations=[str(root)])
+    sys.modules[PACK] = module_from_spec(spec)
+    spec.loader.exec_module(sys.modules[PACK])
+    sys.meta_path.insert(0, _OneLikeness())
 
 
 if _inside:

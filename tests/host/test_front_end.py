@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from likeness.tests.host.make_thumbnails import SETTINGS
-from likeness.tests.host.support.browser import Page, find_chromium
-from likeness.tests.host.support.discovery import ROOT
-from likeness.tests.host.support.server import PACK_FOLDER, Server
-from likeness.tests.host.support.workflow import to_api
+
+from lab.workflows.browser import Page, find_chromium
+from lab.workflows.discovery import ROOT
+from lab.workflows.server import PACK_FOLDER, Server
+from lab.workflows.thumbnails import SETTINGS
+from lab.workflows.workflow import to_api
 
 FILES = sorted((ROOT / "workflows").glob("*.json"))
 READY = "window.app?.graph && window.LiteGraph?.registered_node_types?.LikenessMiniatureLoader"

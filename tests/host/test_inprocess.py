@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from likeness.tests.host.support.discovery import Host
-from likeness.tests.host.support.inprocess import run_file
+from support.comfy.inprocess import run_file
+
+from lab.workflows.discovery import Host
 
 FILES = sorted((Path(__file__).parent / "inprocess").glob("test_*.py"))
 

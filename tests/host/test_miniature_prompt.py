@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from likeness.tests.host.make_workflows import text_to_image
-from likeness.tests.host.support.layout import node
-from likeness.tests.host.support.server import PromptError, Run, Server
+
+from lab.workflows.layout import node
+from lab.workflows.make import text_to_image
+from lab.workflows.server import PromptError, Run, Server
 
 
 def prompt(steps: int = 4, **sampler: Any) -> dict[str, Any]:

@@ -11,8 +11,9 @@ from urllib.parse import quote
 from urllib.request import urlopen
 
 import pytest
-from likeness.tests.host.support.server import PACK_FOLDER, Server
-from likeness.tests.host.support.workflow import input_options
+
+from lab.workflows.server import PACK_FOLDER, Server
+from lab.workflows.workflow import input_options
 
 PREFIX = "Likeness"
 

@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from likeness.tests.host.support.discovery import ROOT
-from likeness.tests.host.support.server import PromptError, Server
-from likeness.tests.host.support.workflow import to_api
+
+from lab.workflows.discovery import ROOT
+from lab.workflows.server import PromptError, Server
+from lab.workflows.workflow import to_api
 
 FILES = sorted((ROOT / "workflows").glob("*.json"))
 MINIATURE = [file for file in FILES if file.stem.startswith("miniature_")]

@@ -10,9 +10,10 @@ import pytest
 @pytest.fixture(scope="module")
 def parts() -> Any:
     """A tiny SD1.5-shaped checkpoint with random weights and an empty negative prompt."""
+    from support.comfy import tiny
+    from support.comfy.magicface import Parts
+
     from likeness.hosts.comfy.text import encode
-    from likeness.tests.host.support import tiny
-    from likeness.tests.host.support.magicface import Parts
 
     clip = tiny.clip()
     return Parts(tiny.model(), clip, tiny.vae(), encode(clip, "").conditioning)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import comfy.model_management
 import comfy_api.latest
+
 from likeness.hosts.comfy import compat
 
 

@@ -9,9 +9,10 @@ import comfy.model_management
 import comfy.samplers
 import pytest
 import torch
-from likeness.hosts.comfy import magicface
-from likeness.tests.host.support import tiny
-from likeness.tests.host.support.magicface import apply, box, chain, sample
+from support.comfy import tiny
+from support.comfy.magicface import apply, box, chain, sample
+
+from likeness.hosts.comfy.magicface import session as magicface
 
 CLOSE = {"rtol": 1e-3, "atol": 1e-3}
 

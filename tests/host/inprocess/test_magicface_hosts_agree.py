@@ -7,11 +7,12 @@ import dataclasses
 import comfy.samplers
 import pytest
 import torch
+from support.comfy import tiny
+from support.comfy.magicface import PROMPT, apply, box, chain
+
 from likeness.core.magicface.cache import ReferenceCache
-from likeness.hosts.comfy.magicface_apply import Settings, _request
-from likeness.hosts.comfy.references import HostContext
-from likeness.tests.host.support import tiny
-from likeness.tests.host.support.magicface import PROMPT, apply, box, chain
+from likeness.hosts.comfy.magicface.apply import Settings, _request
+from likeness.hosts.comfy.magicface.references import HostContext
 
 STEPS, CFG = 4, 5.0
 #: Largest difference allowed, relative to the latents' largest value: float32 on two implementations of the UNet.
@@ -78,7 +79,7 @@ def in_diffusers(unet, request, positive: list, negative: list, noise: torch.Ten
     ids=["vanilla", "rsa", "rba multiplicative", "two concepts", "regional guidance", "one placed", "both placed"],
 )
 def test_hosts_agree(parts, unet, names, regions, settings, record_property):
-    from likeness.hosts.diffusers.common import schedule_sigmas
+    from likeness.core.schedule import schedule_sigmas
 
     made = scheduler()
     sigmas = torch.tensor(schedule_sigmas(made.alphas_cumprod, made.timesteps), dtype=torch.float32)

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
+from likeness_pack.nodes.magicface_nodes import NODES, MagicFaceApply, MagicFacePreview, MagicFaceReference
+from support.comfy import tiny
+from support.comfy.magicface import apply, box, chain, picture, sample
+
 from likeness.core.errors import LikenessError
-from likeness.hosts.comfy import previews
-from likeness.hosts.comfy.magicface_apply import parse_points
-from likeness.hosts.comfy.references import native_side
+from likeness.hosts.comfy.magicface import previews
+from likeness.hosts.comfy.magicface.apply import parse_points
 from likeness.hosts.comfy.text import assign_tokens, encode, find_phrase
-from likeness.hosts.comfy.unet import read_unet
-from likeness.nodes.magicface_nodes import NODES, MagicFaceApply, MagicFacePreview, MagicFaceReference
-from likeness.tests.host.support import tiny
-from likeness.tests.host.support.magicface import apply, box, chain, picture, sample
+from likeness.hosts.comfy.unet import native_side, read_unet
 
 # -- schema ----------------------------------------------------------------------------------------------------------
 
@@ -108,8 +108,9 @@ def test_text_of_another_base_model_is_refused(parts):
 
 
 def wide_clip():
-    from likeness.hosts.comfy import miniature
     from transformers import CLIPTextConfig, CLIPTextModel
+
+    from likeness.hosts.comfy.miniature import models as miniature
 
     config = {**tiny.TEXT, "hidden_size": 64, "projection_dim": 64}
     return miniature.clip_from_text_encoder(config, CLIPTextModel(CLIPTextConfig(**config)).state_dict())

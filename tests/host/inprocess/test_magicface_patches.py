@@ -5,8 +5,9 @@ from __future__ import annotations
 import comfy.ldm.modules.attention as host_attention
 import pytest
 import torch
-from likeness.hosts.comfy import magicface
-from likeness.tests.host.support.magicface import apply, box, chain, sample
+from support.comfy.magicface import apply, box, chain, sample
+
+from likeness.hosts.comfy.magicface import session as magicface
 
 CLOSE = {"rtol": 1e-3, "atol": 1e-3}
 BLOCKS = [("input", 1), ("middle", 0), ("output", 5), ("output", 8), ("output", 11)]

@@ -8,10 +8,11 @@ import comfy.samplers
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
-from likeness.core.errors import LikenessError
-from likeness.hosts.comfy import miniature
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel
+
+from likeness.core.errors import LikenessError
+from likeness.hosts.comfy.miniature import models as miniature
 
 UNET = {
     "sample_size": 32,

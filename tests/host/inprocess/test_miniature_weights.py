@@ -6,8 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from likeness.hosts.comfy import miniature, miniature_world
-from likeness.hosts.comfy.references import NATIVE_SIDE
+
+from likeness.hosts.comfy.miniature import models as miniature
+from likeness.hosts.comfy.miniature import sample as miniature_world
+from likeness.hosts.comfy.unet import NATIVE_SIDE
+from likeness.hosts.diffusers.miniature import load_text_encoder, load_unet
 from likeness.miniature import models
 
 
@@ -30,7 +33,7 @@ def test_model_tells_its_picture_size(loaded) -> None:
 
 
 def test_help_names_the_picture_size() -> None:
-    page = Path(models.__file__).parents[1] / "js" / "docs" / "LikenessMiniatureLoader.md"
+    page = Path(models.__file__).parents[2] / "js" / "docs" / "LikenessMiniatureLoader.md"
     assert f"{models.picture_size()} x {models.picture_size()} pixels" in page.read_text("utf-8")
 
 
@@ -39,7 +42,7 @@ def test_text_encoder_is_that_of_the_headless_commands(loaded) -> None:
     tokens = clip.tokenize(sample().caption)
     ids = torch.tensor([[token for token, _ in tokens["l"][0]]])
     with torch.no_grad():
-        expected = models.load_text_encoder()(ids).last_hidden_state
+        expected = load_text_encoder()(ids).last_hidden_state
     got = clip.encode_from_tokens(tokens)
     assert (got - expected).abs().max() < 0.02  # ComfyUI keeps text encoders in float16
 
@@ -48,7 +51,7 @@ def test_unet_is_that_of_the_headless_commands(loaded) -> None:
     torch.manual_seed(0)
     latent, context, steps = torch.randn(1, 4, 32, 32), torch.randn(1, 77, models.TEXT_WIDTH), torch.tensor([500])
     with torch.no_grad():
-        expected = models.load_unet()(latent, steps, context).sample
+        expected = load_unet()(latent, steps, context).sample
         got = loaded[0].model.diffusion_model(latent, steps, context)
     assert (got - expected).abs().max() < 1e-4 * expected.abs().max()
 

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from likeness.hosts.comfy import persona as comfy_persona
-from likeness.tests.host.support import magicface, tiny
-from likeness.tests.host.support.persona import PLAIN, PROMPT, chain
+from support.comfy import magicface, tiny
+from support.comfy.persona import PLAIN, PROMPT, chain
+
+from likeness.hosts.comfy.persona import session as comfy_persona
 
 #: Module and class in ``comfy_extras``, inputs after the model, and whether it changes this tiny model's picture.
 NODES: dict[str, tuple[str, tuple[Any, ...], bool]] = {

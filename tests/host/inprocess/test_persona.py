@@ -11,17 +11,17 @@ import pytest
 import torch
 from comfy.ldm.modules.attention import optimized_attention
 from comfy_extras import nodes_photomaker
+from support.comfy import tiny
+
 from likeness.core.errors import LikenessError
 from likeness.core.persona.mapper import Mapper, MapperConfig
 from likeness.core.persona.persona import Persona
-from likeness.core.persona.stages import Stages, sigma_table, timesteps_of
-from likeness.hosts.comfy import persona as comfy_persona
-from likeness.hosts.comfy.persona import KEY, NamedPersona, apply, join
-from likeness.hosts.comfy.persona_text import encode_at, mark_prompt, text_widths
-from likeness.hosts.comfy.persona_training import TokenizerAdapter
+from likeness.core.persona.stages import Stages
+from likeness.core.schedule import sigma_table, timesteps_of
+from likeness.hosts.comfy.persona import session as comfy_persona
+from likeness.hosts.comfy.persona.session import KEY, NamedPersona, apply, join
+from likeness.hosts.comfy.persona.text import TokenizerAdapter, encode_at, mark_prompt, text_widths
 from likeness.hosts.diffusers.persona import PersonaHost, clip_text, ddim_timesteps, persona_contexts, play
-from likeness.tests.host.support import tiny
-
 from nodes import ConditioningAverage, ConditioningConcat
 
 SIZE = (8, 8)

@@ -8,18 +8,22 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from likeness_pack.nodes.face_nodes import FaceModels as FaceModelsNode
+from likeness_pack.nodes.persona_nodes import PersonaTrain
+from support.comfy import tiny
+
+from lab.people import draw_person
 from likeness.core.errors import LikenessError
 from likeness.faces import facenet
 from likeness.faces.interface import Face, FaceModels
-from likeness.hosts.comfy import faces, persona_learn, persona_masks
-from likeness.hosts.comfy.persona_learn import Inputs, learn
-from likeness.hosts.comfy.persona_training import Judging, training_host
-from likeness.nodes.face_nodes import FaceModels as FaceModelsNode
-from likeness.nodes.persona_nodes import PersonaTrain
-from likeness.tests.host.support import tiny
-from likeness.training.persona import PersonaTrainer
-from likeness.training.persona_config import PersonaTraining
-from likeness.training.persona_miniature import draw_person
+from likeness.hosts.comfy.faces import models as faces
+from likeness.hosts.comfy.persona import photos as persona_masks
+from likeness.hosts.comfy.persona import train as persona_learn
+from likeness.hosts.comfy.persona.photos import fitted_pictures, prepare_photos, with_identity
+from likeness.hosts.comfy.persona.train import Inputs, learn
+from likeness.hosts.comfy.persona.training_host import Judging, training_host
+from likeness.training.persona.request import PersonaTraining
+from likeness.training.persona.trainer import PersonaTrainer
 
 SIDE = 128
 #: All steps below timestep 600, where estimates are decoded.
@@ -79,9 +83,9 @@ def test_three_steps_with_identity_leave_the_vae_as_it_was(parts, picture, drawn
 def test_gradient_comes_through_the_decoder(parts, picture, drawn, changes):
     asked = request(identity=1.0, **changes)
     inputs = made(parts, picture, faces=drawn)
-    pictures = persona_learn.fitted_pictures(inputs, SIDE)
-    photos, width = persona_learn.prepare_photos(inputs, pictures, "man")
-    photos, identify = persona_learn.with_identity(inputs.faces, photos, pictures)
+    pictures = fitted_pictures(inputs, SIDE)
+    photos, width = prepare_photos(inputs, pictures, "man")
+    photos, identify = with_identity(inputs.faces, photos, pictures)
     host = training_host(
         parts.model, parts.clip, "man", (SIDE, SIDE), asked.precision, asked.checkpointing,
         Judging(parts.vae, identify.embedder.model),

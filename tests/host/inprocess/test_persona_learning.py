@@ -7,15 +7,18 @@ import copy
 import comfy.model_management as management
 import pytest
 import torch
+from likeness_pack.nodes import persona_nodes
+from support.comfy import tiny
+
 from likeness.core.errors import LikenessError
-from likeness.hosts.comfy import persona_files, persona_learn
-from likeness.hosts.comfy.persona import apply
-from likeness.hosts.comfy.persona_learn import Inputs, learn
-from likeness.hosts.comfy.persona_text import NamedPersona
-from likeness.hosts.comfy.persona_training import training_host
-from likeness.nodes import persona_nodes
-from likeness.tests.host.support import tiny
-from likeness.training.persona_config import PersonaTraining
+from likeness.hosts.comfy.persona import files as persona_files
+from likeness.hosts.comfy.persona import train as persona_learn
+from likeness.hosts.comfy.persona.photos import fitted_pictures, prepare_photos
+from likeness.hosts.comfy.persona.session import apply
+from likeness.hosts.comfy.persona.text import NamedPersona
+from likeness.hosts.comfy.persona.train import Inputs, learn
+from likeness.hosts.comfy.persona.training_host import training_host
+from likeness.training.persona.request import PersonaTraining
 
 SIDE = 64
 
@@ -85,10 +88,11 @@ def test_models_loaded_in_inference_mode_can_be_trained_on():
 
 def test_loss_agrees_with_the_other_host(parts):
     """One training step on both hosts: same weights, photo and random choices; loss and gradient agree."""
-    from likeness.hosts.comfy.persona_training import TokenizerAdapter
-    from likeness.hosts.diffusers.persona import PersonaHost, clip_text
-    from likeness.training.persona import PersonaTrainer
     from transformers import CLIPTextConfig, CLIPTextModel
+
+    from likeness.hosts.comfy.persona.text import TokenizerAdapter
+    from likeness.hosts.diffusers.persona import PersonaHost, clip_text
+    from likeness.training.persona.trainer import PersonaTrainer
 
     torch.manual_seed(1)
     encoder = CLIPTextModel(CLIPTextConfig(**tiny.TEXT)).eval()
@@ -100,7 +104,7 @@ def test_loss_agrees_with_the_other_host(parts):
         1 / (1 + sigmas**2),
     )  # fmt: skip
     inputs = made(parts)
-    photos, width = persona_learn.prepare_photos(inputs, persona_learn.fitted_pictures(inputs, SIDE), "man")
+    photos, width = prepare_photos(inputs, fitted_pictures(inputs, SIDE), "man")
     results = []
     for host in (training_host(parts.model, parts.clip, "man", (SIDE, SIDE), "fp32"), other):
         trainer = PersonaTrainer(request(image_width=width), host, photos)

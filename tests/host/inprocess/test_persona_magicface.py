@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
+from support.comfy import magicface, tiny
+from support.comfy.persona import PLAIN, PROMPT, WORDS, chain
+
 from likeness.core.magicface.call import MagicFaceCall
 from likeness.core.magicface.maps import MapBuilder, cross_probabilities
 from likeness.core.magicface.run import Capture
-from likeness.hosts.comfy import persona as comfy_persona
-from likeness.hosts.comfy.persona_places import prompt_shares
-from likeness.hosts.comfy.persona_text import mark_prompt
-from likeness.tests.host.support import magicface, tiny
-from likeness.tests.host.support.persona import PLAIN, PROMPT, WORDS, chain
+from likeness.hosts.comfy.persona import session as comfy_persona
+from likeness.hosts.comfy.persona.shares import prompt_shares
+from likeness.hosts.comfy.persona.text import mark_prompt
 
 FACE, SNOW = 4, 7  # positions in the plain prompt
 SPOKEN_FACE, SPOKEN_SNOW = [4, 5, 6, 7], [10]

@@ -7,13 +7,14 @@ import comfy.sdxl_clip
 import comfy.supported_models_base
 import pytest
 import torch
+
 from likeness.core.errors import LikenessError
 from likeness.core.persona.mapper import Mapper, MapperConfig
 from likeness.core.persona.persona import Persona
 from likeness.core.persona.stages import Stages
 from likeness.core.persona.text import Speaker, encode, lay_out
-from likeness.hosts.comfy.persona_text import NamedPersona, encode_at, mark_prompt, text_widths
-from likeness.hosts.comfy.persona_training import TokenizerAdapter, _text
+from likeness.hosts.comfy.persona.text import NamedPersona, TokenizerAdapter, encode_at, mark_prompt, text_widths
+from likeness.hosts.comfy.persona.training_host import _text
 
 WIDTHS = (32, 64)
 

@@ -1,0 +1,1 @@
+"""Time, memory and launches beside vanilla sampling and the limit."""

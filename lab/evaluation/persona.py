@@ -1,0 +1,359 @@
+"""PersonaMagic measured on the miniature: the paper's Tables 1 and 2 as trends, Fig. 2, and Fig. 4/9's weights.
+
+``python run.py persona prove`` trains every variant on held-out people, draws held-out prompts with the same seeds, and
+lets the referees judge. Each person and variant is a job of its own whose result is a file: an interrupted run goes on
+where it stopped, and the tables are printed from whatever is there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import random
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lab.evaluation.drawn import prompt_accuracy
+from lab.evaluation.inversion import InversionTrainer
+from lab.evaluation.metrics import IdentityJudge, Summary, detection_rate, summarise
+from lab.people import Person, draw_person
+from lab.persona_defaults import miniature_request
+from likeness.core.persona.persona import Persona
+from likeness.core.persona.stages import IouCurve, stages_from_iou
+from likeness.core.persona.tandem import TandemConfig, causal_attention, tandem_shares
+from likeness.core.persona.text import Layout, lay_out, splice
+from likeness.hosts.diffusers.miniature import miniature_host
+from likeness.hosts.diffusers.persona import (
+    PersonaHost,
+    ddim_timesteps,
+    image_width,
+    persona_contexts,
+    plain_contexts,
+    play,
+    prepare_photo,
+)
+from likeness.miniature.faces import MiniatureDetector, MiniatureEmbedder
+from likeness.miniature.world import Picture, sample_picture
+from likeness.training.persona.photos import Photo
+from likeness.training.persona.request import PersonaTraining
+from likeness.training.persona.trainer import PersonaTrainer, train
+
+log = logging.getLogger("likeness")
+
+PLACEHOLDER = "S*"
+WHOLE = (0, 999)
+NO_TANDEM = TandemConfig(weight=0.0)
+
+#: Table 1. None is no persona at all: the prompt's plain word.
+VARIANTS: dict[str, dict | None] = {
+    "plain word": None,
+    "textual inversion": {"inversion": True},
+    "vanilla mapper": {"low": 0, "high": 999, "tandem": NO_TANDEM},
+    "+ stage regulation": {"tandem": NO_TANDEM},
+    "+ tandem equilibrium": {"low": 0, "high": 999},
+    "full": {},
+}
+#: Table 2: (lambda1, lambda2).
+LAMBDAS = ((0.5, 1.0), (0.6, 1.0), (0.7, 1.0), (0.8, 1.0), (0.7, 0.9), (0.7, 0.8))
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What is measured. Saved beside the results; a folder belongs to one grid."""
+
+    people: int = 8
+    prompts: int = 8
+    seeds: int = 2
+    steps: int = 150
+    warmup: int = 60
+    play_steps: int = 25
+    guidance: float = 5.0
+
+
+@dataclass(frozen=True)
+class Scores:
+    """One job: per picture identity similarity (-1: no face) and share of told attributes seen; and more.
+
+    ``share``: mean of the persona's share of attention, phi(Att_S), in the text encoder (0.5 is balance).
+    """
+
+    identity: list[float]
+    prompt: list[float]
+    share: float | None
+    stages: tuple[int, int] | None
+    train_seconds: float
+    play_seconds: float
+
+
+def prompt_pictures(person: Person, count: int) -> list[Picture]:
+    """Held-out prompts, the same for every person: accessory-scene pairs that were never drawn for training."""
+    pictures = []
+    for i in range(count):
+        rng = random.Random(f"persona prompt {i}")
+        shot = ("portrait", "portrait", "half body")[i % 3]
+        picture = sample_picture(rng, person.identity, held_out=True, shot=shot, people=1)
+        figure = replace(picture.figures[0], word="person", told="")
+        pictures.append(replace(picture, figures=(figure,), style="flat"))
+    return pictures
+
+
+def persona_prompt(picture: Picture) -> str:
+    """The caption with the placeholder instead of the person."""
+    return picture.caption.replace("a person", f"a {PLACEHOLDER}", 1)
+
+
+# --- textual inversion ------------------------------------------------------------------------------------------------
+
+
+# --- one job ----------------------------------------------------------------------------------------------------------
+
+
+def request_for(settings: Mapping, grid: Grid, photo: Photo, seed: int) -> PersonaTraining:
+    """The training request of a variant."""
+    common = {"steps": grid.steps, "warmup": grid.warmup, "seed": seed, "image_width": image_width(photo)}
+    if settings.get("inversion"):
+        return miniature_request(**{**common, "tokens": 1, "image_width": 0, "low": 0, "high": 999}, tandem=NO_TANDEM)
+    return miniature_request(**{**common, **settings})
+
+
+def train_variant(host: PersonaHost, photo: Photo, settings: Mapping, grid: Grid, seed: int) -> Persona:
+    """Train one variant on one photo."""
+    request = request_for(settings, grid, photo, seed)
+    if settings.get("inversion"):
+        whole = replace(photo, mask=torch.ones_like(photo.mask))
+        return train(InversionTrainer(request, host, [whole]))
+    return train(PersonaTrainer(request, host, [photo]))
+
+
+@torch.no_grad()
+def draw(
+    host: PersonaHost, persona: Persona | None, pictures: Sequence[Picture], grid: Grid, size: int
+) -> list[Tensor]:
+    """Per prompt the pictures of all seeds, ``S 3 H W`` in [0, 1]."""
+    made = []
+    for i, picture in enumerate(pictures):
+        seeds = [1000 * i + s for s in range(grid.seeds)]
+        noise = torch.stack([torch.randn(4, size // 8, size // 8, generator=_generator(s)) for s in seeds])
+        if persona is None:
+            contexts = _Plain(host, picture.caption)
+        else:
+            timesteps = ddim_timesteps(grid.play_steps)
+            contexts = persona_contexts(host, persona_prompt(picture), {PLACEHOLDER: persona}, timesteps)
+        latents = play(host, contexts, noise.to(host.device), steps=grid.play_steps, guidance=grid.guidance)
+        made.append(host.decode_image(latents).clamp(0, 1).cpu())
+    return made
+
+
+def _generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+class _Plain:
+    def __init__(self, host: PersonaHost, prompt: str) -> None:
+        self.contexts = plain_contexts(host, [prompt])
+
+    def at(self, timestep: float) -> object:
+        return self.contexts
+
+
+@torch.no_grad()
+def attention_share(host: PersonaHost, persona: Persona, pictures: Sequence[Picture]) -> float:
+    """Mean phi(Att_S) over prompts and three times of the dynamic stage: 0.5 is balance, 1 all for the persona."""
+    low, high = persona.stages.low, persona.stages.high
+    times = torch.tensor([low + (high - low) * part // 4 for part in (1, 2, 3)])
+    shares = []
+    for picture in pictures:
+        layout = lay_out(persona_prompt(picture), {PLACEHOLDER: persona.tokens}, host.tokenizer, host.tokenizer.bos)
+        shares += _shares(host, persona, layout, times)
+    return sum(shares) / len(shares)
+
+
+def _shares(host: PersonaHost, persona: Persona, layout: Layout, times: Tensor) -> list[float]:
+    slots = layout.slots[PLACEHOLDER]
+    words = persona.speaker(times.to(host.device), slots).words
+    embeddings = host.text.embed(layout.ids.expand(len(times), -1).to(host.device))
+    attention = causal_attention(*host.text.last_queries_keys(splice(embeddings, slots, words)))
+    return [float(tandem_shares(one, slots, layout.words, TandemConfig())[0]) for one in attention]
+
+
+class Proof:
+    """Runs jobs into a folder.
+
+    Args:
+        folder: results; must belong to the same grid.
+        grid: what is measured.
+    """
+
+    def __init__(self, folder: Path, grid: Grid) -> None:
+        self.folder, self.grid = folder, grid
+        folder.mkdir(parents=True, exist_ok=True)
+        record = folder / "grid.json"
+        if record.is_file() and json.loads(record.read_text()) != asdict(grid):
+            raise SystemExit(f"{folder} holds another grid: {record.read_text()}; choose another --out")
+        record.write_text(json.dumps(asdict(grid)))
+        self.host, self.size = miniature_host()
+        self.judge = IdentityJudge(MiniatureDetector(), MiniatureEmbedder())
+
+    def job(self, variant: str, settings: Mapping | None, number: int) -> Scores:
+        """Scores of one variant and person, from its file or made now."""
+        path = self.folder / _slug(variant) / f"{number}.json"
+        if path.is_file():
+            return Scores(**json.loads(path.read_text()))
+        scores, sheet = self._measure(settings, number)
+        path.parent.mkdir(exist_ok=True)
+        save_sheet(sheet, path.with_suffix(".png"))
+        path.write_text(json.dumps(asdict(scores)))
+        log.info(
+            "%s, person %d: identity %.3f, prompt %.3f (%.0f s + %.0f s)", variant, number, _mean(scores.identity),
+            _mean(scores.prompt), scores.train_seconds, scores.play_seconds,
+        )  # fmt: skip
+        return scores
+
+    def _measure(self, settings: Mapping | None, number: int) -> tuple[Scores, list[list[Tensor]]]:
+        person, pictures = self.person(number)
+        started = time.perf_counter()
+        photo = prepare_photo(self.host, person.image, person.mask, self.size)
+        persona = None if settings is None else train_variant(self.host, photo, settings, self.grid, number)
+        trained = time.perf_counter()
+        made = draw(self.host, persona, pictures, self.grid, self.size)
+        played = time.perf_counter()
+        reference = self.judge.embed(person.image, [person.box])[0]
+        identity = [s for images in made for s in self.judge.similarity(images, reference)]
+        pairs = zip(made, pictures, strict=True)
+        prompt = [s for images, asked in pairs for s in prompt_accuracy(images, [asked] * len(images))]
+        share = None if persona is None else attention_share(self.host, persona, pictures)
+        stages = None if persona is None else (persona.stages.low, persona.stages.high)
+        scores = Scores(identity, prompt, share, stages, trained - started, played - trained)
+        return scores, [[person.image], *(list(images) for images in made)]
+
+    def person(self, number: int) -> tuple[Person, list[Picture]]:
+        """Held-out person and prompts."""
+        person = draw_person(number, self.size)
+        return person, prompt_pictures(person, self.grid.prompts)
+
+    def curve(self, number: int) -> IouCurve:
+        """IoU curve of one person after the warm-up (Fig. 2), from its file or measured now."""
+        path = self.folder / "curves" / f"{number}.json"
+        if path.is_file():
+            return IouCurve(**{k: tuple(v) for k, v in json.loads(path.read_text()).items()})
+        person, _ = self.person(number)
+        photo = prepare_photo(self.host, person.image, person.mask, self.size)
+        trainer = PersonaTrainer(request_for({"stages": "iou"}, self.grid, photo, number), self.host, [photo])
+        with self.host.open() as denoise:
+            trainer.partition(denoise)
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps(asdict(trainer.curve)))
+        return trainer.curve
+
+    def lambda_job(self, lambdas: tuple[float, float], number: int) -> Scores:
+        """Scores of one pair of thresholds and person: trained on the stage their curve gives, the miniature's own
+        where it gives none. Thresholds that give the same stage share one training, also with Table 1."""
+        usual = miniature_request()
+        known = {WHOLE: "+ tandem equilibrium", (usual.low, usual.high): "full"}
+        bounds = WHOLE
+        if lambdas != (0.5, 1.0):
+            stages, _ = stages_from_iou(self.curve(number), *lambdas, fallback=(usual.low, usual.high))
+            bounds = (stages.low, stages.high)
+        low, high = bounds
+        return self.job(known.get(bounds, f"stage {low} to {high}"), {"low": low, "high": high}, number)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _slug(name: str) -> str:
+    return "".join(c if c.isalnum() else "_" for c in name).strip("_")
+
+
+def save_sheet(rows: Sequence[Sequence[Tensor]], path: Path) -> None:
+    """Pictures side by side, one row a prompt, the photo first."""
+    from PIL import Image
+
+    columns = [image for row in rows for image in row]
+    sheet = torch.cat(columns, dim=2).clamp(0, 1)
+    Image.fromarray((sheet * 255).byte().permute(1, 2, 0).numpy()).save(path)
+
+
+# --- tables -----------------------------------------------------------------------------------------------------------
+
+
+def table(rows: Mapping[str, Sequence[Scores]]) -> str:
+    """Markdown: mean and 95% interval over people of prompt accuracy and identity, faces found, attention share."""
+    lines = [
+        "| variant | prompt accuracy | identity similarity | faces found | attention share | people |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, scores in rows.items():
+        if not scores:
+            continue
+        prompt, identity = (_over_people([getattr(s, k) for s in scores]) for k in ("prompt", "identity"))
+        found = _mean([detection_rate(s.identity) for s in scores])
+        shares = [s.share for s in scores if s.share is not None]
+        share = f"{_mean(shares):.3f}" if shares else "-"
+        lines.append(f"| {name} | {prompt} | {identity} | {found:.0%} | {share} | {len(scores)} |")
+    return "\n".join(lines)
+
+
+def _over_people(values: Sequence[Sequence[float]]) -> Summary:
+    return summarise(dict(enumerate(values)))
+
+
+def run(proof: Proof, tables: Sequence[str], people: Sequence[int]) -> str:
+    """All jobs of the wanted tables, person by person so that an early stop leaves whole rows; the report."""
+    first: dict[str, list[Scores]] = {name: [] for name in VARIANTS}
+    second: dict[str, list[Scores]] = {f"lambda {a}, {b}": [] for a, b in LAMBDAS}
+    curves = []
+    for number in people:
+        if "1" in tables:
+            for name, settings in VARIANTS.items():
+                first[name].append(proof.job(name, settings, number))
+        if "2" in tables:
+            for pair in LAMBDAS:
+                second[f"lambda {pair[0]}, {pair[1]}"].append(proof.lambda_job(pair, number))
+        if "curve" in tables:
+            curves.append(proof.curve(number))
+    parts = [f"Grid: {asdict(proof.grid)}"]
+    parts += [f"### Table 1\n\n{table(first)}"] if "1" in tables else []
+    parts += [f"### Table 2\n\n{table(second)}"] if "2" in tables else []
+    parts += [f"### IoU of attention and mask\n\n{curve_table(curves)}"] if curves else []
+    return "\n\n".join(parts) + "\n"
+
+
+def curve_table(curves: Sequence[IouCurve]) -> str:
+    """Mean IoU over people at every hundredth timestep (Fig. 2)."""
+    rows = [
+        f"| {t} | {_mean([c.iou[i] for c in curves]):.3f} | {_mean([c.smooth[i] for c in curves]):.3f} |"
+        for i, t in enumerate(curves[0].timesteps)
+        if i % 5 == 0
+    ]
+    return "\n".join(["| timestep | IoU | calibrated |", "|---|---|---|", *rows])
+
+
+def main(argv: Sequence[str]) -> int:
+    """The command."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    parser = argparse.ArgumentParser(prog="run.py persona prove", description=__doc__.split("\n\n")[0])
+    parser.add_argument("--out", default="output/prove/persona", help="folder of results; a second run goes on in it")
+    parser.add_argument("--tables", default="1,curve", help="of 1, 2, curve (default 1,curve)")
+    parser.add_argument("--people", type=int, default=Grid.people, help=f"held-out people (default {Grid.people})")
+    parser.add_argument("--prompts", type=int, default=Grid.prompts, help="held-out prompts per person (default 8)")
+    parser.add_argument("--seeds", type=int, default=Grid.seeds, help="pictures per prompt (default 2)")
+    parser.add_argument("--steps", type=int, default=Grid.steps, help=f"training steps (default {Grid.steps})")
+    parser.add_argument("--full", action="store_true", help="both tables, 16 people, 1000 steps, 200 warm-up steps")
+    options = parser.parse_args(list(argv))
+    grid = Grid(options.people, options.prompts, options.seeds, options.steps)
+    if options.full:
+        grid = replace(grid, people=16, steps=1000, warmup=200)
+        options.tables = "1,2,curve"
+    proof = Proof(Path(options.out), grid)
+    report = run(proof, options.tables.split(","), range(1, grid.people + 1))
+    (proof.folder / "report.md").write_text(report)
+    log.info("%s", report)
+    return 0

@@ -1,0 +1,1 @@
+"""Makes what workflows/ holds, on a real ComfyUI and its front end."""

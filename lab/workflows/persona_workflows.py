@@ -1,0 +1,325 @@
+"""The PersonaMagic examples of ``workflows/``: on the miniature, and on a user's SD1.5 checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from lab.workflows.layout import node
+from lab.workflows.magicface_workflows import CAPTION, MAN, MASK_OUTPUTS, PERSON, SCARF, Prompt
+
+FACE = MASK_OUTPUTS["face"]
+SAMPLING = {"steps": 20, "cfg": 6.0, "sampler_name": "ddim", "scheduler": "ddim_uniform", "denoise": 1.0}
+SD_SAMPLING = {"steps": 50, "cfg": 8.0, "sampler_name": "ddim", "scheduler": "ddim_uniform", "denoise": 1.0}
+MODEL = {"model": ["checkpoint", 0], "clip": ["checkpoint", 1], "vae": ["checkpoint", 2]}
+
+
+def side() -> int:
+    """Side of the pictures the miniature was trained on."""
+    from likeness.miniature.models import picture_size
+
+    return picture_size()
+
+
+def world(prompts: tuple[str, ...]) -> str:
+    """Prompts in the miniature's words, one a line."""
+    return "\n".join(prompts)
+
+
+def drawn(title: str, **changes: Any) -> dict[str, Any]:
+    """A Miniature Sample node."""
+    return node("LikenessMiniatureSample", title, [320, 360], **{**PERSON, "size": side(), **changes})
+
+
+def learnt(picture: str, word: str, placeholder: str, **changes: Any) -> dict[str, Any]:
+    """A Persona Train node on a drawn picture."""
+    from lab.persona_defaults import WORLD_TANDEM, WORLD_TEMPLATES, miniature_request
+
+    request = miniature_request()
+    shared = ("steps", "batch", "tokens", "learning_rate", "low", "high", "late", "precision", "seed")
+    values = {
+        **{key: getattr(request, key) for key in shared}, "preview_every": 0, **MODEL,
+        "image": [picture, 0], "mask": [picture, FACE], "name": f"miniature {placeholder}",
+        "supercategory": word, "placeholder": placeholder, "preview_prompt": "a picture of a S*, portrait",
+        "templates": world(WORLD_TEMPLATES), "tandem_prompts": world(WORLD_TANDEM),
+    }  # fmt: skip
+    return node("LikenessPersonaTrain", None, [360, 620], **{**values, **changes})
+
+
+def shot(name: str, prompt: str, personas: str, title: str, seed: int, sampling: dict, **changes: Any) -> Prompt:
+    """Apply, sample, decode and save one picture."""
+    latent = changes.pop("latent_image", None)
+    return {
+        f"{name}_apply": node(
+            "LikenessPersonaApply", None, [400, 200],
+            **{"model": ["checkpoint", 0], "clip": ["checkpoint", 1], **changes}, personas=[personas, 0], prompt=prompt,
+        ),
+        **painted(name, f"{name}_apply", title, seed, sampling, latent),
+    }  # fmt: skip
+
+
+def painted(name: str, applied: str, title: str, seed: int, sampling: dict, latent: list[Any] | None = None) -> Prompt:
+    """Sample, decode and save one picture with the model and the positive conditioning of an Apply node."""
+    return {
+        f"{name}_sampler": node(
+            "KSampler", None, None, model=[applied, 0], positive=[applied, 1],
+            negative=["negative", 0], latent_image=latent or ["latent", 0], seed=seed, **sampling,
+        ),
+        f"{name}_decode": node("VAEDecode", samples=[f"{name}_sampler", 0], vae=["checkpoint", 2]),
+        f"{name}_save": node(
+            "SaveImage", title, [320, 340], images=[f"{name}_decode", 0], filename_prefix=f"likeness/persona_{name}"
+        ),
+    }  # fmt: skip
+
+
+def frame(size: int, checkpoint: dict[str, Any]) -> Prompt:
+    """Checkpoint, empty negative and empty latent."""
+    return {
+        "checkpoint": checkpoint,
+        "negative": node("CLIPTextEncode", "Negative", [340, 100], clip=["checkpoint", 1], text=""),
+        "latent": node("EmptyLatentImage", width=size, height=size, batch_size=1),
+    }
+
+
+def miniature_train() -> Prompt:
+    """Learn a drawn person, and see them in new scenes and with another expression."""
+    scenes = (
+        ("snow", "a picture of a S* wearing a red sweater, portrait, in the snow", "In the snow"),
+        ("beach", "a picture of a S* wearing a blue suit and a hat, portrait, on the beach", "On the beach"),
+        ("smile", "a picture of a S* wearing a green hoodie, smiling, portrait, in the city", "Another expression"),
+        ("watercolor", "a watercolor of a S* wearing a white shirt, portrait, in a meadow", "Another style"),
+    )
+    graph = {**frame(side(), node("LikenessMiniatureLoader")), "picture": drawn("The person")}
+    graph["train"] = learnt("picture", "person", "S*")
+    graph["loss"] = node("PreviewImage", "Loss", [320, 240], images=["train", 1])
+    graph["store"] = node("LikenessPersonaSave", personas=["train", 0], name="miniature_person", overwrite=True)
+    for i, (name, prompt, title) in enumerate(scenes):
+        graph |= shot(name, prompt, "train", title, i + 1, SAMPLING)
+    return graph
+
+
+def miniature_local() -> Prompt:
+    """Paint the person into one region of a given picture; and together with MagicFace on the same model."""
+    graph = {**frame(side(), node("LikenessMiniatureLoader")), "picture": drawn("The person")}
+    graph["train"] = learnt("picture", "person", "S*")
+    graph["background"] = drawn("The picture to paint in", identity=3, scene="beach", garment_colour="yellow", layout=2)
+    graph["encode"] = node("VAEEncode", pixels=["background", 0], vae=["checkpoint", 2])
+    graph["region"] = node("SetLatentNoiseMask", samples=["encode", 0], mask=["background", FACE])
+    local = "a picture of a S* wearing a yellow shirt, portrait, on the beach"
+    graph |= shot("local", local, "train", "In this region only", 1, SAMPLING, latent_image=["region", 0])
+    graph["reference"] = reference("picture", "person", MASK_OUTPUTS["person"], ["picture", CAPTION])
+    both = "a picture of a person wearing a red sweater, portrait, in the snow"
+    graph["magicface"] = node(
+        "LikenessMagicFaceApply", None, [400, 600],
+        **MODEL, references=["reference", 0], prompt=both, alpha=0.4, weighting="additive",
+    )  # fmt: skip
+    prompt = both.replace("person", "S*")
+    return graph | shot("plugin", prompt, "train", "With MagicFace", 2, SAMPLING, model=["magicface", 0])
+
+
+def miniature_style() -> Prompt:
+    """A person and a manner of drawing, learnt apart, in one prompt."""
+    graph = {**frame(side(), node("LikenessMiniatureLoader")), "picture": drawn("The person")}
+    graph["manner"] = drawn("The manner", identity=5, style="sketch", scene="city")
+    graph["train"] = learnt("picture", "person", "S1*")
+    graph["train_style"] = learnt("manner", "sketch", "S2*", style=True, personas=["train", 0])
+    graph["train_style"]["inputs"]["templates"] = "a {} of a person, portrait\na {} of a person\na {}"
+    graph["everything"] = node("SolidMask", value=1.0, width=side(), height=side())
+    graph["train_style"]["inputs"]["mask"] = ["everything", 0]
+    prompt = "a S2* of a S1* wearing a suit, portrait, in a room"
+    return graph | shot("style", prompt, "train_style", "The person in that manner", 1, SAMPLING)
+
+
+def miniature_expression() -> Prompt:
+    """A learnt person in three expressions; only the word differs, weighted since the miniature hears it faintly."""
+    graph = {**frame(side(), node("LikenessMiniatureLoader")), "picture": drawn("The person")}
+    graph["train"] = learnt("picture", "person", "S*")
+    for expression in ("smiling", "sad", "surprised"):
+        prompt = f"a picture of a S* wearing a blue shirt, ({expression}:1.6), portrait, in a studio"
+        graph |= shot(expression, prompt, "train", expression.capitalize(), 1, SAMPLING)
+    return graph
+
+
+def reference(picture: str, concept: str, mask: int, prompt: Any, **changes: Any) -> dict[str, Any]:
+    """A MagicFace Reference node."""
+    values = {
+        "image": [picture, 0], "concept": concept, "mask": [picture, mask], "prompt": prompt,
+        "weight": MAN.drawn_weight,
+    }  # fmt: skip
+    return node("LikenessMagicFaceReference", None, [340, 260], **{**values, **changes})
+
+
+def with_magicface(
+    personas: str, references: str, plain: str, word: str, seed: int, sampling: dict[str, Any]
+) -> Prompt:
+    """The same seed three times: both methods on one model, the persona alone, MagicFace alone.
+
+    Args:
+        plain: the prompt with the persona's plain word ``word``, which is also the reference's concept.
+    """
+    spoken = plain.replace(word, "S*", 1)
+    magicface = node(
+        "LikenessMagicFaceApply", None, [400, 600],
+        **MODEL, references=[references, 0], prompt=plain, alpha=0.4, weighting="additive",
+    )  # fmt: skip
+    graph = {"magicface": magicface}
+    graph |= shot("both", spoken, personas, "Both", seed, sampling, model=["magicface", 0])
+    graph |= shot("persona", spoken, personas, "The persona alone", seed, sampling)
+    return graph | painted("magicface", "magicface", "MagicFace alone", seed, sampling)
+
+
+def miniature_magicface() -> Prompt:
+    """A persona in the words, MagicFace in the self-attention, which brings a scarf as well."""
+    graph = {**frame(side(), node("LikenessMiniatureLoader")), "picture": drawn("The person")}
+    graph["train"] = learnt("picture", "person", "S*")
+    graph["scarf"] = drawn("The scarf", **SCARF.drawn)
+    graph["reference"] = reference("picture", "person", MASK_OUTPUTS["person"], ["picture", CAPTION])
+    graph["reference_scarf"] = reference(
+        "scarf", "scarf", MASK_OUTPUTS["accessory"], ["scarf", CAPTION], references=["reference", 0]
+    )
+    plain = "a picture of a person wearing a black hoodie and a scarf, portrait, in the jungle"
+    return graph | with_magicface("train", "reference_scarf", plain, "person", 1, SAMPLING)
+
+
+def checkpoint() -> dict[str, Any]:
+    """The user's SD1.5."""
+    return node("CheckpointLoaderSimple", ckpt_name="v1-5-pruned-emaonly-fp16.safetensors")
+
+
+def photo(title: str) -> dict[str, Any]:
+    """The user's picture."""
+    return node("LoadImage", f"{title} (paint its mask)", [320, 340], image="example.png")
+
+
+def sd_learnt(picture: str, **changes: Any) -> dict[str, Any]:
+    """Persona Train with the paper's settings."""
+    values = {
+        **MODEL, "image": [picture, 0], "mask": [picture, 1], "name": "my person", "supercategory": "face",
+        "placeholder": "S*", "steps": 1000, "batch": 2, "learning_rate": 0.0001, "seed": 0, "precision": "bf16",
+        "preview_every": 250, "preview_prompt": "a photo of S*",
+    }  # fmt: skip
+    return node("LikenessPersonaTrain", None, [360, 620], **{**values, **changes})
+
+
+def loaded(title: str, placeholder: str, **changes: Any) -> dict[str, Any]:
+    """Persona Load."""
+    return node("LikenessPersonaLoad", title, None, persona="my_person.safetensors", placeholder=placeholder, **changes)
+
+
+def sd_train() -> Prompt:
+    """Learn a person from one photo, keep it, and draw it."""
+    graph = {**frame(512, checkpoint()), "picture": photo("Your photo"), "train": sd_learnt("picture")}
+    graph["loss"] = node("PreviewImage", "Loss", [320, 240], images=["train", 1])
+    graph["store"] = node("LikenessPersonaSave", personas=["train", 0], name="my_person", overwrite=False)
+    return graph | shot("snow", "a photo of S* in the snow", "train", "New scene", 1, SD_SAMPLING)
+
+
+def sd_play() -> Prompt:
+    """A saved person in scenes, expressions, and one region of a picture."""
+    graph = {**frame(512, checkpoint()), "person": loaded("The person", "S*")}
+    graph |= shot("scene", "S* as an astronaut on the moon", "person", "New scene", 1, SD_SAMPLING)
+    graph |= shot("expression", "a photo of S* laughing, eyes closed", "person", "Expression", 2, SD_SAMPLING)
+    graph["background"] = photo("Paint where the person goes")
+    graph["encode"] = node("VAEEncode", pixels=["background", 0], vae=["checkpoint", 2])
+    graph["region"] = node("SetLatentNoiseMask", samples=["encode", 0], mask=["background", 1])
+    return graph | shot(
+        "local", "a photo of S*", "person", "In this region only", 3, SD_SAMPLING, latent_image=["region", 0]
+    )
+
+
+def sd_style() -> Prompt:
+    """A person and a learnt style in one prompt."""
+    graph = {**frame(512, checkpoint()), "person": loaded("The person", "S1*")}
+    graph["manner"] = loaded("The style", "S2*", personas=["person", 0])
+    return graph | shot("style", "a photo of S1* in the style of S2*", "manner", "Both", 1, SD_SAMPLING)
+
+
+def sd_expression() -> Prompt:
+    """A saved person in three expressions; only the words differ."""
+    graph = {**frame(512, checkpoint()), "person": loaded("The person", "S*")}
+    for name, words in (("smiling", "smiling"), ("sad", "sad, crying"), ("surprised", "surprised, mouth open")):
+        graph |= shot(name, f"a photo of S*, {words}", "person", name.capitalize(), 1, SD_SAMPLING)
+    return graph
+
+
+def sd_magicface() -> Prompt:
+    """A saved person in the words, MagicFace with a photo of them in the self-attention."""
+    graph = {**frame(512, checkpoint()), "person": loaded("The person", "S*"), "picture": photo("A photo of them")}
+    graph["reference"] = reference("picture", "face", 1, "a photo of a face", weight=MAN.weight)
+    plain = "a photo of face, wearing a red hat, in the snow"
+    return graph | with_magicface("person", "reference", plain, "face", 1, SD_SAMPLING)
+
+
+def sd_lora() -> Prompt:
+    """A saved person on a model with a LoRA, and without it."""
+    graph = {**frame(512, checkpoint()), "person": loaded("The person", "S*")}
+    graph["lora"] = node(
+        "LoraLoader", model=["checkpoint", 0], clip=["checkpoint", 1], lora_name="my_lora.safetensors",
+        strength_model=0.8, strength_clip=0.8,
+    )  # fmt: skip
+    prompt = "a photo of S*, wearing a red hat, in the snow"
+    graph |= shot("lora", prompt, "person", "With the LoRA", 1, SD_SAMPLING, model=["lora", 0], clip=["lora", 1])
+    return graph | shot("plain", prompt, "person", "Without", 1, SD_SAMPLING)
+
+
+START = "Press **Run**: model and pictures come with the pack. Learning takes a minute or two on a CPU."
+OWN = "Choose an **SD1.5** checkpoint and your own picture; paint the face with *Open in MaskEditor*."
+
+WORKFLOWS: dict[str, tuple[Callable[[], Prompt], tuple[str, ...]]] = {
+    "miniature_persona_train": (
+        miniature_train,
+        (f"## PersonaMagic: learn a person\nOne picture is enough. The person is learnt as words that change over the "
+         f"steps, and then put into four prompts as S*.\n\n{START}",),
+    ),
+    "miniature_persona_local": (
+        miniature_local,
+        (f"## PersonaMagic: in one region, and with MagicFace\nAbove: the persona is painted into the masked head "
+         f"only. Below: on a model that MagicFace works on as well.\n\n{START}",),
+    ),
+    "miniature_persona_style": (
+        miniature_style,
+        (f"## PersonaMagic: person and style\nTwo personas are learnt, a person and a manner of drawing, and meet in "
+         f"one prompt.\n\n{START}",),
+    ),
+    "miniature_persona_expression": (
+        miniature_expression,
+        (f"## PersonaMagic: expressions\nThe person is learnt from one picture of one expression. The three prompts "
+         f"differ in one word, which is given weight; the seed is the same.\n\n{START}",),
+    ),
+    "miniature_persona_magicface": (
+        miniature_magicface,
+        (f"## PersonaMagic with MagicFace\nBoth on one model: the persona in the words, MagicFace in the "
+         f"self-attention, which brings the scarf as well. Below the same seed with each of them alone.\n\n{START}",),
+    ),
+    "persona_train": (
+        sd_train,
+        (f"## PersonaMagic: learn a person\n{OWN} The persona is saved to models/personas.",),
+    ),
+    "persona_play": (
+        sd_play,
+        ("## PersonaMagic: play a saved person\nA new scene, an expression, and one region of a picture. Choose an "
+         "**SD1.5** checkpoint and the persona you trained on it.",),
+    ),
+    "persona_style": (
+        sd_style,
+        ("## PersonaMagic: person and style\nTwo saved personas in one prompt; train the style with *style* switched "
+         "on and a mask of the whole picture.",),
+    ),
+    "persona_expression": (
+        sd_expression,
+        ("## PersonaMagic: expressions\nThree prompts with the same seed. Choose an **SD1.5** checkpoint and the "
+         "persona you trained on it.",),
+    ),
+    "persona_magicface": (
+        sd_magicface,
+        ("## PersonaMagic with MagicFace\nBoth on one model, and each alone. Choose an **SD1.5** checkpoint, the "
+         "persona you trained on it, and a photo of the same person; paint the face with *Open in MaskEditor*.\n\n"
+         "The prompt of *MagicFace Apply* is that of *Persona Apply* with the plain word the persona was trained with "
+         "(here *face*) in place of S*; it is also the concept of the reference.",),
+    ),
+    "persona_lora": (
+        sd_lora,
+        ("## PersonaMagic with a LoRA\nModel and text encoder go through *Load LoRA* before *Persona Apply*; below, "
+         "the same seed without. Choose an **SD1.5** checkpoint, a LoRA for it, and the persona you trained on it.",),
+    ),
+}  # fmt: skip

@@ -1,0 +1,1 @@
+"""Likeness: what the nodes and the headless commands import."""

@@ -1,0 +1,1 @@
+"""The methods in plain PyTorch: no host, no files, no progress bar."""

@@ -1,0 +1,1 @@
+"""Everything drawn for eyes or for a ControlNet."""

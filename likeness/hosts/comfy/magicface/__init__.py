@@ -1,0 +1,1 @@
+"""MagicFace inside ComfyUI."""

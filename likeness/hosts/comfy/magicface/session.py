@@ -1,0 +1,376 @@
+"""MagicFace inside ComfyUI: wrappers on a cloned model, a state per sampling run, nothing left behind.
+
+Wrappers by key are all that node time adds. When sampling starts a :class:`Session` is made and put into that run's
+own model options; each model call finds it there, runs the reference path if needed, and enters the UNet with a copy
+of the options in which our attention stands before whatever other packs have put there. When sampling ends, also by
+an error or an interrupt, the session is closed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from comfy.ldm.modules import attention as host_attention
+from comfy.patcher_extension import WrappersMP
+
+from ....core.blocks import BlockId
+from ....core.errors import LikenessError, bad_input
+from ....core.magicface.record import Recorder
+from ....core.magicface.request import MagicFaceRequest
+from ....core.magicface.run import Capture, MagicFaceRun, ReferenceBatch, ReferencesCaptured
+from ....core.masks import token_grid
+from ..compat import uncompiled
+from ..text import PLACES_KEY
+from ..unet import Replace, UNetBlocks, with_replaces
+from .previews import MagicFaceRecord
+from .references import model_conds
+
+log = logging.getLogger("likeness")
+
+KEY = "likeness_magicface"
+ROWS_KEY = "likeness_magicface_rows"
+GUIDANCE_EPSILON = 1e-6
+
+
+def _attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, extra: Mapping[str, Any]) -> torch.Tensor:
+    """The host's own attention, called just as its unpatched block calls it. All ``B N C``."""
+    return host_attention.optimized_attention(
+        q, k, v, extra["n_heads"], attn_precision=extra.get("attn_precision"), transformer_options=extra
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """How one ``calc_cond_batch`` labels its conditionings: the wrapper sees them, the model call only their indices.
+
+    Attributes:
+        conditional: per index of the conditioning list, whether it is the positive one.
+        areas: crop of each conditioning (by its uuid); absent for the whole latent.
+        worded: uuids of the conditionings that are the prompt MagicFace Apply has encoded.
+    """
+
+    conditional: tuple[bool, ...]
+    areas: Mapping[Any, tuple[int, ...]]
+    worded: frozenset[Any]
+
+    @classmethod
+    def of(cls, conds: Sequence[Any], named: Mapping[str, Any], context: torch.Tensor) -> Rows:
+        """Label by identity with the guider's own lists; a guider is free to order them as it likes.
+
+        Args:
+            conds: the lists as ``calc_cond_batch`` got them. named: the guider's lists by name.
+            context: the encoded prompt, ``1 L C``.
+        """
+        names = [next((name for name, known in named.items() if known is given), None) for given in conds]
+        conditional = tuple(
+            name == "positive" if name is not None and "positive" in named else index == 0
+            for index, name in enumerate(names)
+        )
+        parts = [part for given in conds if given for part in given]
+        areas = {part["uuid"]: tuple(part["area"]) for part in parts if part.get("area") is not None}
+        return cls(conditional, areas, frozenset(part["uuid"] for part in parts if _begins_with(part, context)))
+
+    def arguments(self, options: Mapping[str, Any], count: int) -> dict[str, Any]:
+        """The arguments of ``begin_call`` that say what each of ``count`` rows is.
+
+        Rows lie chunk by chunk, one chunk per conditioning; crops of area conditioning count as pictures of their own.
+        A prompt that was edited after MagicFace Apply is taken for the prompt itself.
+        """
+        chunks = options.get("cond_or_uncond") or [0]
+        uuids = options.get("uuids") or [None] * len(chunks)
+        batch = max(1, count // len(chunks))
+        areas = [self.areas.get(chunk) for chunk in uuids]
+        known = list(dict.fromkeys(areas))
+        worded = [chunk in self.worded or not self.worded for chunk in uuids]
+        return {
+            "conditional": [self._conditional(chunk) for chunk in chunks for _ in range(batch)],
+            "samples": [known.index(area) * batch + i for area in areas for i in range(batch)],
+            "area": None if known == [None] else tuple(known),
+            "worded": [label for label in worded for _ in range(batch)],
+        }
+
+    def _conditional(self, index: int) -> bool:
+        return self.conditional[index] if index < len(self.conditional) else index == 0
+
+
+#: Where the labels are missing (another pack computes its batch itself): the host's usual order.
+USUAL_ROWS = Rows((), {}, frozenset())
+
+
+def _begins_with(conditioning: Mapping[str, Any], context: torch.Tensor) -> bool:
+    """Whether a conditioning's text is ``context``, or begins with it (concatenated prompts)."""
+    given = conditioning.get("cross_attn")
+    if not isinstance(given, torch.Tensor) or given.shape[1] < context.shape[1] or given.shape[2:] != context.shape[2:]:
+        return False
+    return given is context or torch.equal(given[:1, : context.shape[1]].to(context), context[:1])
+
+
+class Session:
+    """One sampling run: the core's run, and the host objects it needs."""
+
+    def __init__(self, patch: MagicFacePatch, guider: Any, sigmas: Sequence[float], recorder: Recorder | None):
+        self.blocks = patch.blocks
+        self.context = patch.context
+        self.guider = guider
+        self.device = guider.model_patcher.load_device
+        self.base: Any = None
+        self.options: Mapping[str, Any] = {}
+        self.extra: Mapping[str, Any] = {}
+        self.conds: dict[tuple, dict[str, Any]] = {}
+        self.warned: set[str] = set()
+        self.run = MagicFaceRun(
+            dataclasses.replace(patch.request, recorder=recorder),
+            patch.blocks.layout,
+            sigmas=list(sigmas),
+            model_key=patch.weights_key(guider),
+            references=self.capture,
+            attention=lambda q, k, v, heads: _attend(q, k, v, {**self.extra, "n_heads": heads}),
+            device=self.device,
+        )
+
+    def __deepcopy__(self, _memo: dict) -> Session:
+        """A run has one state, also when another pack copies the options deeply while sampling."""
+        return self
+
+    def close(self) -> None:
+        """Drop everything; safe to call twice."""
+        self.run.close()
+        self.base = self.guider = None
+        self.options = self.extra = {}
+        self.conds.clear()
+
+    def capture(self, batch: ReferenceBatch, capture: Capture) -> None:
+        """The reference path: a plain forward of the same model, up to the last chosen block.
+
+        Its options hold our own capture and nothing else: no wrappers, no patches of other packs, no ControlNet. What
+        other packs did to the weights (LoRA) is in the weights.
+        """
+        latents = batch.latents.to(self.device)
+        sigma = torch.full((latents.shape[0],), batch.sigma, device=self.device, dtype=torch.float32)
+        makers = {self.blocks.address[block]: _capturing(block, capture) for block in capture.blocks}
+        clean = {"cond_or_uncond": [0], "sigmas": sigma[:1], "sample_sigmas": self.options.get("sample_sigmas", sigma)}
+        try:
+            self.base.apply_model(
+                latents,
+                sigma,
+                transformer_options=with_replaces(clean, {"attn1": makers}),
+                **self._reference_conds(batch, latents),
+            )
+        except ReferencesCaptured:
+            return
+
+    def _reference_conds(self, batch: ReferenceBatch, latents: torch.Tensor) -> dict[str, Any]:
+        key = tuple(id(item) for item in batch.references)
+        if key not in self.conds:
+            self.conds[key] = model_conds(self.base, latents, batch.references)
+        return self.conds[key]
+
+    def call(self, executor: Any, x: torch.Tensor, t: torch.Tensor, rest: Sequence[Any], extra: dict[str, Any]) -> Any:
+        """One model call with our attention in it.
+
+        Args:
+            x: ``B 4 h w``. t: sigma per row. rest: context, control and options as the host orders them.
+        """
+        options = rest[-1]
+        self.base, self.options, self.device = executor.class_obj, options, x.device
+        rows = options.get(ROWS_KEY, USUAL_ROWS).arguments(options, x.shape[0])
+        with self.run.begin_call(float(t.flatten()[0]), grid=tuple(x.shape[-2:]), **rows) as call:
+            if not call.self_blocks and not call.cross_blocks:
+                return executor(x, t, *rest, **extra)
+            return executor(x, t, *rest[:-1], with_replaces(options, self._makers(call, x.shape)), **extra)
+
+    def _makers(self, call: Any, shape: Sequence[int]) -> dict[str, dict]:
+        reached: set[BlockId] = set()
+        address = self.blocks.address
+        return {
+            "attn1": {address[b]: self._self_replace(call, b, shape, reached) for b in call.self_blocks},
+            "attn2": {address[b]: self._cross_replace(call, b, shape, reached) for b in call.cross_blocks},
+        }
+
+    def _self_replace(self, call: Any, block: BlockId, shape: Sequence[int], reached: set[BlockId]) -> Callable:
+        def make(found: Replace | None) -> Replace:
+            def replace(q, k, v, extra, *args, **kwargs):
+                self.extra = extra
+
+                def plain():
+                    return found(q, k, v, extra, *args, **kwargs) if found is not None else _attend(q, k, v, extra)
+
+                tokens = q.shape[1]
+                if not self._fits(block, shape, q, extra) or k.shape[0] != shape[0] or k.shape[1] < tokens:
+                    self._warn(block, q)
+                    return plain()
+                reached.add(block)
+                longer = k.shape[1] != tokens  # another patch has appended keys of its own
+                foreign = plain if found is not None or longer else None
+                return call.self_attention(block, q, k[:, :tokens], v[:, :tokens], extra["n_heads"], foreign)
+
+            return replace
+
+        return make
+
+    def _fits(self, block: BlockId, shape: Sequence[int], q: torch.Tensor, extra: Mapping[str, Any]) -> bool:
+        """Whether the queries are the layer's own tokens, one for each of its places, for the rows of this call."""
+        layer = extra.get("activations_shape", (0, 0, 0, 0))[-2:]
+        if q.shape[0] != shape[0] or layer[0] * layer[1] not in (0, q.shape[1]):
+            return False
+        try:
+            token_grid(tuple(shape[-2:]), self.blocks.layout.factor(block), q.shape[1])
+        except LikenessError:
+            return False
+        return True
+
+    def _cross_replace(self, call: Any, block: BlockId, shape: Sequence[int], reached: set[BlockId]) -> Callable:
+        def make(found: Replace | None) -> Replace:
+            def replace(q, k, v, extra, *args, **kwargs):
+                if block in reached and q.shape[0] == k.shape[0] == shape[0]:
+                    places = extra.get(PLACES_KEY)
+                    known = places if places is not None and len(places) == shape[0] else None
+                    call.cross_attention(block, q, k, extra["n_heads"], known)
+                return found(q, k, v, extra, *args, **kwargs) if found is not None else _attend(q, k, v, extra)
+
+            return replace
+
+        return make
+
+    def check_prompt(self, rows: Rows) -> None:
+        """Tell, once a run, when what is sampled is not the prompt in which the concepts were looked up."""
+        if any(rows.conditional) and not rows.worded and "prompt" not in self.warned:
+            self.warned.add("prompt")
+            log.warning(
+                "MagicFace: the sampler's positive conditioning is not the prompt that MagicFace Apply has encoded. "
+                "The concepts are taken to stand at the same words. If they do not: connect MagicFace Apply's "
+                "conditioning, or (beside Persona Apply) give both nodes the same prompt, here with the plain word."
+            )
+
+    def _warn(self, block: BlockId, q: torch.Tensor) -> None:
+        if block.level_name not in self.warned:
+            self.warned.add(block.level_name)
+            log.warning(
+                "MagicFace is off in level %s: another patch (token merging, tiling) hands it %d rows of %d tokens.",
+                block.level_name,
+                q.shape[0],
+                q.shape[1],
+            )
+
+    def guide(self, args: Mapping[str, Any]) -> torch.Tensor:
+        """S-CFG in the host's list of post-CFG functions: only the guidance part of the result is exchanged."""
+        scale, cond, uncond = args["cond_scale"], args["cond_denoised"], args["uncond_denoised"]
+        if abs(scale - 1.0) < GUIDANCE_EPSILON:
+            return args["denoised"]  # the host has not computed an unconditional prediction
+        plain = uncond + (cond - uncond) * scale
+        return args["denoised"] + (self.run.guide(cond, uncond, scale) - plain)
+
+
+def _capturing(block: BlockId, capture: Capture) -> Callable:
+    def make(_found: Replace | None) -> Replace:
+        def replace(q, k, v, extra):
+            capture.store(block, k, v)
+            return _attend(q, k, v, extra)
+
+        return replace
+
+    return make
+
+
+@dataclasses.dataclass(frozen=True)
+class MagicFacePatch:
+    """What the wrappers know; it outlives runs unchanged.
+
+    Attributes:
+        request: what the user asked for. context: the encoded prompt, ``1 L C``.
+        blocks: the model's structure. record: where previews go.
+        weights_key: of a guider, tells apart models whose plain forwards differ.
+    """
+
+    request: MagicFaceRequest
+    context: torch.Tensor
+    blocks: UNetBlocks
+    record: MagicFaceRecord
+    weights_key: Callable[[Any], str]
+
+    def install(self, model: Any) -> Any:
+        """A clone of ``model`` with this MagicFace on it, in place of an earlier one."""
+        patched = model.clone()
+        for kind, wrapper in (
+            (WrappersMP.OUTER_SAMPLE, self.outer_sample),
+            (WrappersMP.PREPARE_SAMPLING, self.prepare_sampling),
+            (WrappersMP.CALC_COND_BATCH, calc_cond_batch),
+            (WrappersMP.APPLY_MODEL, apply_model),
+        ):
+            patched.remove_wrappers_with_key(kind, KEY)
+            patched.add_wrapper_with_key(kind, KEY, wrapper)
+        return patched
+
+    def outer_sample(self, executor: Any, noise: torch.Tensor, latent_image: torch.Tensor, *args: Any, **kwargs: Any):
+        """Open the run, sample, close the run whatever happens."""
+        guider, sigmas = executor.class_obj, args[1] if len(args) > 1 else kwargs["sigmas"]
+        _check_finite(noise, latent_image)
+        recorder = self.record.begin()
+        session = Session(self, guider, sigmas.tolist(), recorder)
+        options = guider.model_options.setdefault("transformer_options", {})
+        try:
+            manner = contextlib.nullcontext()
+            if session.run.enabled:
+                manner = uncompiled(guider.model_options, "MagicFace Apply")
+                options[KEY] = session
+                if self.request.scfg:
+                    later = guider.model_options.get("sampler_post_cfg_function", [])
+                    guider.model_options["sampler_post_cfg_function"] = [session.guide, *later]
+            with manner:
+                out = executor(noise, latent_image, *args, **kwargs)
+            self.record.add(out, recorder)
+            return out
+        finally:
+            options.pop(KEY, None)
+            session.close()
+
+    def prepare_sampling(self, executor: Any, model: Any, noise_shape: Sequence[int], *args: Any, **kwargs: Any) -> Any:
+        """Have the host keep memory free for the reference forward as well (it counts two rows per picture)."""
+        rows = max(noise_shape[0], -(-len(self.request.references) // 2))
+        return executor(model, [rows, *noise_shape[1:]], *args, **kwargs)
+
+
+def calc_cond_batch(executor: Any, model: Any, conds: Sequence[Any], x: torch.Tensor, t: torch.Tensor, options: dict):
+    """Pass on, per conditioning, whether it is the positive one: the model call itself sees only indices."""
+    inner = options.get("transformer_options", {})
+    session: Session | None = inner.get(KEY)
+    if session is not None:
+        rows = Rows.of(conds, getattr(session.guider, "conds", {}), session.context)
+        session.check_prompt(rows)
+        options = {**options, "transformer_options": {**inner, ROWS_KEY: rows}}
+    return executor(model, conds, x, t, options)
+
+
+def apply_model(executor: Any, x: torch.Tensor, t: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+    """Act on a model call if this run has a session; without one the call passes untouched."""
+    options = args[3] if len(args) > 3 else kwargs.get("transformer_options", {})
+    session: Session | None = options.get(KEY)
+    if session is None:
+        return executor(x, t, *args, **kwargs)
+    if "multigpu_thread_device" in options:
+        raise bad_input(
+            "MagicFace Apply: model",
+            "a model spread over several GPUs",
+            "a model on one GPU",
+            "Bypass the node that spreads it; both halves of a step share what is read from the references.",
+        )
+    given = dict(zip(("c_concat", "c_crossattn", "control"), args, strict=False))
+    rest = [given.get(n, kwargs.pop(n, None)) for n in ("c_concat", "c_crossattn", "control")]
+    kwargs.pop("transformer_options", None)
+    return session.call(executor, x, t, [*rest, options], kwargs)
+
+
+def _check_finite(noise: torch.Tensor, latent: torch.Tensor) -> None:
+    for name, tensor in (("noise", noise), ("latent_image", latent)):
+        if not bool(torch.isfinite(tensor).all()):
+            raise bad_input(
+                f"MagicFace (sampler): {name}",
+                "NaN or infinite values",
+                "finite numbers",
+                "Check the node that makes it; a half-precision VAE is the usual cause.",
+            )

@@ -1,0 +1,1 @@
+"""PersonaMagic inside ComfyUI."""

@@ -1,0 +1,120 @@
+"""The ``personas`` models folder."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from ....core.errors import bad_input
+from ....core.persona.persona import Persona
+from ....formats.persona import load_persona, save_persona
+from .text import encoder_names, inner_encoder
+
+FOLDER = "personas"
+EXTENSIONS = {".safetensors"}
+NONE = "(none)"
+
+
+def register_folder() -> None:
+    """Tell the host of ``models/personas``; paths a user has configured for it stay."""
+    import folder_paths
+
+    path = str(Path(folder_paths.models_dir) / FOLDER)
+    paths, extensions = folder_paths.folder_names_and_paths.get(FOLDER, ([], set()))
+    known = paths if path in paths else [*paths, path]
+    folder_paths.folder_names_and_paths[FOLDER] = (known, set(extensions) | EXTENSIONS)
+
+
+def list_personas() -> list[str]:
+    """Names of the persona files, or one entry that says there are none."""
+    import folder_paths
+
+    register_folder()
+    return folder_paths.get_filename_list(FOLDER) or [NONE]
+
+
+def find_persona(name: str) -> Path:
+    """Path of a persona file in the folder.
+
+    Raises:
+        LikenessError: there is none of that name.
+    """
+    import folder_paths
+
+    register_folder()
+    path = None if name == NONE else folder_paths.get_full_path(FOLDER, name)
+    if path is None:
+        raise bad_input(
+            "Persona Load: name", repr(name), "a file in models/personas", "Train and save a persona first."
+        )
+    return Path(path)
+
+
+def load(name: str) -> Persona:
+    """Read a persona from the folder."""
+    return load_persona(find_persona(name))
+
+
+def save(persona: Persona, name: str, overwrite: bool) -> Path:
+    """Write a persona into the folder; an existing name gets a number unless it may be replaced.
+
+    Raises:
+        LikenessError: a name that is not a plain file name, or a disk that is full.
+    """
+    import folder_paths
+
+    register_folder()
+    stem = name.strip().removesuffix(".safetensors")
+    if not re.fullmatch(r"[\w\- .]+", stem) or stem.startswith("."):
+        raise bad_input("Persona Save: name", repr(name), "letters, digits, spaces, - and _", "Choose a plain name.")
+    folder = Path(folder_paths.get_folder_paths(FOLDER)[-1])
+    path, number = folder / f"{stem}.safetensors", 1
+    while path.exists() and not overwrite:
+        number += 1
+        path = folder / f"{stem}_{number}.safetensors"
+    return save_persona(persona, path)
+
+
+def state_path(name: str) -> Path:
+    """Where an unfinished training of that name is kept."""
+    import folder_paths
+
+    register_folder()
+    safe = re.sub(r"[^\w\-]+", "_", name.strip()) or "persona"
+    return Path(folder_paths.get_folder_paths(FOLDER)[-1]) / "unfinished" / f"{safe}.state"
+
+
+def describe(persona: Persona) -> str:
+    """A persona in words."""
+    trained, config = persona.training, persona.mapper.config
+    base = persona.base.get("family", "unknown")
+    lines = [
+        f"name: {persona.name}",
+        f"stands for: {persona.supercategory}",
+        f"base: {base}, text widths {', '.join(map(str, config.widths))}",
+        f"words: {config.tokens}; residual branch: {'yes' if persona.image is not None else 'no'}",
+        f"dynamic stage: {persona.stages.low}-{persona.stages.high}, after it: {persona.stages.late}",
+    ]
+    if trained:
+        lines.append(
+            f"trained: {trained.get('done', '?')} steps of {trained.get('batch', '?')}, seed {trained.get('seed')}"
+        )
+    return "\n".join(lines)
+
+
+def import_persona(clip: Any, path: str, word: str, bounds: tuple[int, int], image: Any, clip_vision: Any) -> Persona:
+    """A persona from the authors' ``mapper-steps-N.pt``, with the word's vector from this CLIP.
+
+    Raises:
+        LikenessError: not such a file, one that asks for more than tensors, or a CLIP of another width.
+    """
+    from ....formats.persona_import import import_mapper
+    from .text import TokenizerAdapter
+
+    if (image is None) != (clip_vision is None):
+        raise bad_input("Persona Import: image", "one of image and clip_vision", "both or none", "Connect the other.")
+    pieces = TokenizerAdapter(clip).pieces(word)
+    table = inner_encoder(clip, encoder_names(clip)[0]).transformer.get_input_embeddings().weight
+    embedded = None if image is None else clip_vision.encode_image(image, crop="none")["image_embeds"].float().cpu()
+    return import_mapper(path.strip(), table[pieces[0]].detach().float().cpu(), word, embedded, bounds)

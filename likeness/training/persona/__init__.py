@@ -1,0 +1,1 @@
+"""PersonaMagic's training."""

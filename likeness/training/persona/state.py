@@ -1,0 +1,36 @@
+"""Saves and restores an unfinished persona training."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from ...core.errors import bad_input
+from ...formats.files import write_whole
+from .trainer import PersonaTrainer
+
+METADATA_KEY = "likeness.training"
+
+
+def save_state(trainer: PersonaTrainer, path: str | Path) -> None:
+    """Write the trainer's state whole or not at all."""
+    tensors, plain = trainer.state()
+    write_whole(Path(path), save(tensors, metadata={METADATA_KEY: json.dumps(plain)}))
+
+
+def load_state(trainer: PersonaTrainer, path: str | Path) -> None:
+    """Put a trainer where a saved one stood.
+
+    Raises:
+        LikenessError: an unreadable file, or one saved with other settings.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            plain = json.loads((file.metadata() or {})[METADATA_KEY])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, KeyError, ValueError) as cause:
+        raise bad_input("Persona training: resume", f"{path} ({cause})", "a saved training state", "") from cause
+    trainer.restore(tensors, plain)

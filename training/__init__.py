@@ -1,1 +1,0 @@
-"""Training loops, independent of the host."""
