@@ -114,8 +114,8 @@ def test_two_runs_in_a_row_and_the_cache(parts, monkeypatch):
     references = chain("man", mask=box())
     patched = apply(parts, references, alpha=0.5)
     forwards = []
-    capture = magicface.Session.capture
-    monkeypatch.setattr(magicface.Session, "capture", lambda *args: (forwards.append(1), capture(*args))[1])
+    capture = magicface.MagicFaceSession.capture
+    monkeypatch.setattr(magicface.MagicFaceSession, "capture", lambda *args: (forwards.append(1), capture(*args))[1])
     first = sample(patched)
     reads = len(forwards)
     assert reads == 3
@@ -152,7 +152,7 @@ def test_an_interrupt_leaves_nothing_behind(parts, monkeypatch):
     with pytest.raises(comfy.model_management.InterruptProcessingException):
         sample(patched, callback=interrupt)
     _assert_gone(sessions)
-    assert magicface.KEY not in patched.model.model_options["transformer_options"]
+    assert magicface.MagicFacePatch.key not in patched.model.model_options["transformer_options"]
     assert "patches_replace" not in patched.model.model_options["transformer_options"]
     assert torch.equal(sample(patched, model=parts.model), vanilla)
     assert torch.equal(sample(patched), expected)
@@ -174,13 +174,13 @@ def test_an_error_inside_the_unet_is_the_one_reported(parts, monkeypatch):
 
 def _watch_sessions(monkeypatch) -> list[weakref.ref]:
     made: list[weakref.ref] = []
-    start = magicface.Session.__init__
+    start = magicface.MagicFaceSession.__init__
 
     def watched(self, *args):
         start(self, *args)
         made.append(weakref.ref(self))
 
-    monkeypatch.setattr(magicface.Session, "__init__", watched)
+    monkeypatch.setattr(magicface.MagicFaceSession, "__init__", watched)
     return made
 
 

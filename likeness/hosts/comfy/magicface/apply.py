@@ -11,12 +11,12 @@ from ....core.magicface.concepts import group_references
 from ....core.magicface.request import MagicFaceRequest, MapOptions
 from .. import text, unet
 from ..unet import UNetBlocks, read_unet
+from ..wrappers import install
 from . import references
 from .previews import MagicFaceRecord
 from .references import Concept, References
-from .session import MagicFacePatch
+from .session import NODE, MagicFacePatch
 
-NODE = "MagicFace Apply"
 #: Resolutions of the semantic map, in latent pixels per token: half, quarter, eighth of the latent's side; 1 is all.
 MAP_FACTORS = (2, 4, 8)
 
@@ -70,7 +70,7 @@ def apply(
     request = _request(model, clip, vae, prompt, chain, concepts, settings)
     record = _record(request, concepts, settings)
     patch = MagicFacePatch(request, encoded.context, blocks, record, chain.weights_key)
-    return patch.install(model), encoded.conditioning, record
+    return install(model, patch), encoded.conditioning, record
 
 
 def _check_width(encoded: text.Encoded, blocks: UNetBlocks) -> None:

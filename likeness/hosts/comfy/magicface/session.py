@@ -8,7 +8,6 @@ an error or an interrupt, the session is closed.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +15,6 @@ from typing import Any
 
 import torch
 from comfy.ldm.modules import attention as host_attention
-from comfy.patcher_extension import WrappersMP
 
 from ....core.blocks import BlockId
 from ....core.errors import LikenessError, bad_input
@@ -24,15 +22,15 @@ from ....core.magicface.record import Recorder
 from ....core.magicface.request import MagicFaceRequest
 from ....core.magicface.run import Capture, MagicFaceRun, ReferenceBatch, ReferencesCaptured
 from ....core.masks import token_grid
-from ..compat import uncompiled
 from ..text import PLACES_KEY
 from ..unet import Replace, UNetBlocks, with_replaces
+from ..wrappers import ModelCall, RunStart, Session, System
 from .previews import MagicFaceRecord
 from .references import model_conds
 
 log = logging.getLogger("likeness")
 
-KEY = "likeness_magicface"
+NODE = "MagicFace Apply"
 ROWS_KEY = "likeness_magicface_rows"
 GUIDANCE_EPSILON = 1e-6
 
@@ -110,11 +108,13 @@ def _begins_with(conditioning: Mapping[str, Any], context: torch.Tensor) -> bool
     return given is context or torch.equal(given[:1, : context.shape[1]].to(context), context[:1])
 
 
-class Session:
+class MagicFaceSession(Session):
     """One sampling run: the core's run, and the host objects it needs."""
 
     def __init__(self, patch: MagicFacePatch, guider: Any, sigmas: Sequence[float], recorder: Recorder | None):
         self.blocks = patch.blocks
+        self.record = patch.record
+        self.recorder = recorder
         self.context = patch.context
         self.guider = guider
         self.device = guider.model_patcher.load_device
@@ -133,9 +133,9 @@ class Session:
             device=self.device,
         )
 
-    def __deepcopy__(self, _memo: dict) -> Session:
-        """A run has one state, also when another pack copies the options deeply while sampling."""
-        return self
+    def finish(self, latents: torch.Tensor) -> None:
+        """The run's previews count."""
+        self.record.add(latents, self.recorder)
 
     def close(self) -> None:
         """Drop everything; safe to call twice."""
@@ -170,19 +170,28 @@ class Session:
             self.conds[key] = model_conds(self.base, latents, batch.references)
         return self.conds[key]
 
-    def call(self, executor: Any, x: torch.Tensor, t: torch.Tensor, rest: Sequence[Any], extra: dict[str, Any]) -> Any:
-        """One model call with our attention in it.
+    def begin_batch(self, conds: Sequence[Any], options: Mapping[str, Any]) -> dict[str, Any]:
+        """Pass on, per conditioning, whether it is the positive one: the model call itself sees only indices."""
+        rows = Rows.of(conds, getattr(self.guider, "conds", {}), self.context)
+        self.check_prompt(rows)
+        return {ROWS_KEY: rows}
 
-        Args:
-            x: ``B 4 h w``. t: sigma per row. rest: context, control and options as the host orders them.
-        """
-        options = rest[-1]
-        self.base, self.options, self.device = executor.class_obj, options, x.device
-        rows = options.get(ROWS_KEY, USUAL_ROWS).arguments(options, x.shape[0])
-        with self.run.begin_call(float(t.flatten()[0]), grid=tuple(x.shape[-2:]), **rows) as call:
-            if not call.self_blocks and not call.cross_blocks:
-                return executor(x, t, *rest, **extra)
-            return executor(x, t, *rest[:-1], with_replaces(options, self._makers(call, x.shape)), **extra)
+    def call(self, call: ModelCall) -> torch.Tensor:
+        """One model call with our attention in it."""
+        if "multigpu_thread_device" in call.options:
+            raise bad_input(
+                f"{NODE}: model",
+                "a model spread over several GPUs",
+                "a model on one GPU",
+                "Bypass the node that spreads it; both halves of a step share what is read from the references.",
+            )
+        x = call.x
+        self.base, self.options, self.device = call.model, call.options, x.device
+        rows = call.options.get(ROWS_KEY, USUAL_ROWS).arguments(call.options, x.shape[0])
+        with self.run.begin_call(float(call.sigma.flatten()[0]), grid=tuple(x.shape[-2:]), **rows) as mine:
+            if not mine.self_blocks and not mine.cross_blocks:
+                return call.forward()
+            return call.forward(options=with_replaces(call.options, self._makers(mine, x.shape)))
 
     def _makers(self, call: Any, shape: Sequence[int]) -> dict[str, dict]:
         reached: set[BlockId] = set()
@@ -278,7 +287,7 @@ def _capturing(block: BlockId, capture: Capture) -> Callable:
 
 
 @dataclasses.dataclass(frozen=True)
-class MagicFacePatch:
+class MagicFacePatch(System):
     """What the wrappers know; it outlives runs unchanged.
 
     Attributes:
@@ -287,82 +296,29 @@ class MagicFacePatch:
         weights_key: of a guider, tells apart models whose plain forwards differ.
     """
 
+    key = "likeness_magicface"
+    node = NODE
+
     request: MagicFaceRequest
     context: torch.Tensor
     blocks: UNetBlocks
     record: MagicFaceRecord
     weights_key: Callable[[Any], str]
 
-    def install(self, model: Any) -> Any:
-        """A clone of ``model`` with this MagicFace on it, in place of an earlier one."""
-        patched = model.clone()
-        for kind, wrapper in (
-            (WrappersMP.OUTER_SAMPLE, self.outer_sample),
-            (WrappersMP.PREPARE_SAMPLING, self.prepare_sampling),
-            (WrappersMP.CALC_COND_BATCH, calc_cond_batch),
-            (WrappersMP.APPLY_MODEL, apply_model),
-        ):
-            patched.remove_wrappers_with_key(kind, KEY)
-            patched.add_wrapper_with_key(kind, KEY, wrapper)
-        return patched
+    def open(self, start: RunStart) -> MagicFaceSession | None:
+        """The run's session; None where no reference would change anything."""
+        _check_finite(start.noise, start.latent)
+        session = MagicFaceSession(self, start.guider, start.sigmas.tolist(), self.record.begin())
+        if not session.run.enabled:
+            return None
+        if self.request.scfg:
+            later = start.options.get("sampler_post_cfg_function", [])
+            start.options["sampler_post_cfg_function"] = [session.guide, *later]
+        return session
 
-    def outer_sample(self, executor: Any, noise: torch.Tensor, latent_image: torch.Tensor, *args: Any, **kwargs: Any):
-        """Open the run, sample, close the run whatever happens."""
-        guider, sigmas = executor.class_obj, args[1] if len(args) > 1 else kwargs["sigmas"]
-        _check_finite(noise, latent_image)
-        recorder = self.record.begin()
-        session = Session(self, guider, sigmas.tolist(), recorder)
-        options = guider.model_options.setdefault("transformer_options", {})
-        try:
-            manner = contextlib.nullcontext()
-            if session.run.enabled:
-                manner = uncompiled(guider.model_options, "MagicFace Apply")
-                options[KEY] = session
-                if self.request.scfg:
-                    later = guider.model_options.get("sampler_post_cfg_function", [])
-                    guider.model_options["sampler_post_cfg_function"] = [session.guide, *later]
-            with manner:
-                out = executor(noise, latent_image, *args, **kwargs)
-            self.record.add(out, recorder)
-            return out
-        finally:
-            options.pop(KEY, None)
-            session.close()
-
-    def prepare_sampling(self, executor: Any, model: Any, noise_shape: Sequence[int], *args: Any, **kwargs: Any) -> Any:
-        """Have the host keep memory free for the reference forward as well (it counts two rows per picture)."""
-        rows = max(noise_shape[0], -(-len(self.request.references) // 2))
-        return executor(model, [rows, *noise_shape[1:]], *args, **kwargs)
-
-
-def calc_cond_batch(executor: Any, model: Any, conds: Sequence[Any], x: torch.Tensor, t: torch.Tensor, options: dict):
-    """Pass on, per conditioning, whether it is the positive one: the model call itself sees only indices."""
-    inner = options.get("transformer_options", {})
-    session: Session | None = inner.get(KEY)
-    if session is not None:
-        rows = Rows.of(conds, getattr(session.guider, "conds", {}), session.context)
-        session.check_prompt(rows)
-        options = {**options, "transformer_options": {**inner, ROWS_KEY: rows}}
-    return executor(model, conds, x, t, options)
-
-
-def apply_model(executor: Any, x: torch.Tensor, t: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-    """Act on a model call if this run has a session; without one the call passes untouched."""
-    options = args[3] if len(args) > 3 else kwargs.get("transformer_options", {})
-    session: Session | None = options.get(KEY)
-    if session is None:
-        return executor(x, t, *args, **kwargs)
-    if "multigpu_thread_device" in options:
-        raise bad_input(
-            "MagicFace Apply: model",
-            "a model spread over several GPUs",
-            "a model on one GPU",
-            "Bypass the node that spreads it; both halves of a step share what is read from the references.",
-        )
-    given = dict(zip(("c_concat", "c_crossattn", "control"), args, strict=False))
-    rest = [given.get(n, kwargs.pop(n, None)) for n in ("c_concat", "c_crossattn", "control")]
-    kwargs.pop("transformer_options", None)
-    return session.call(executor, x, t, [*rest, options], kwargs)
+    def counted_rows(self, rows: int) -> int:
+        """The host counts two rows per picture; the reference forward has one per reference."""
+        return max(rows, -(-len(self.request.references) // 2))
 
 
 def _check_finite(noise: torch.Tensor, latent: torch.Tensor) -> None:
