@@ -7,6 +7,9 @@ from comfy_api.latest import io
 from ..likeness.hosts.comfy.compat import schema
 from ..likeness.hosts.comfy.faces import models as faces
 
+#: Face models, as Face Models gives them.
+FaceModelsType = io.Custom("LIKENESS_FACE_MODELS")
+#: Faces that were found: :class:`likeness.faces.interface.Faces`.
 FacesType = io.Custom("LIKENESS_FACES")
 
 
@@ -31,7 +34,7 @@ class FaceModels(io.ComfyNode):
                     "comes with the pack.",
                 )
             ],
-            outputs=[FacesType.Output("faces", "faces", tooltip="For the input faces of Persona Train.")],
+            outputs=[FaceModelsType.Output("faces", "faces", tooltip="For the input faces of Persona Train.")],
         )
 
     @classmethod

@@ -12,7 +12,7 @@ from ..likeness.hosts.comfy.persona import files as persona_files
 from ..likeness.hosts.comfy.persona import session as host
 from ..likeness.hosts.comfy.persona import train as persona_learn
 from ..likeness.hosts.comfy.persona.text import NamedPersona
-from .face_nodes import FacesType
+from .face_nodes import FaceModelsType
 
 CATEGORY = "Likeness/Persona"
 PersonasType = io.Custom("LIKENESS_PERSONAS")
@@ -208,7 +208,7 @@ def _train_options() -> list[io.Input]:
             "with the picture's. Needs faces, more memory and more time. 0: off.",
             **ADVANCED,
         ),
-        FacesType.Input(
+        FaceModelsType.Input(
             "faces",
             optional=True,
             tooltip="Face Models, for the identity loss, and for an ellipse as mask where none is connected.",

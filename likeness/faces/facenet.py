@@ -95,7 +95,10 @@ class FacenetEmbedder:
     size = 160
     width = 512
     margin = 0.08  # the network was trained on boxes with a narrow border
+    aligned = False
     differentiable = True
+    same_person = 0.5
+    euclidean = False
 
     def __init__(self, weights: Path) -> None:
         package = _package()

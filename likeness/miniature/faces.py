@@ -63,7 +63,10 @@ class MiniatureEmbedder:
     size = referees.EMBEDDER_SIDE
     width = referees.EMBEDDING
     margin = 0.25
+    aligned = False
     differentiable = True
+    same_person = 0.4
+    euclidean = False
 
     def __init__(self) -> None:
         self.model = referees.load_referee("embedder")
