@@ -41,7 +41,7 @@ def draw_person(number: int, size: int) -> Person:
 
 
 @dataclass(frozen=True)
-class Concept:
+class DrawnConcept:
     """A held-out person's reference picture.
 
     Attributes:
@@ -63,7 +63,7 @@ class Concept:
 class Case:
     """One prompt with its people, left to right."""
 
-    concepts: tuple[Concept, ...]
+    concepts: tuple[DrawnConcept, ...]
     picture: Picture
 
     @property
@@ -84,14 +84,14 @@ def reference_picture(identity: Identity, rng: random.Random) -> Picture:
     return Picture((figure,), "portrait", "studio", "flat", seed=rng.randrange(2**31))
 
 
-def make_concept(identity: Identity, rng: random.Random, side: int) -> Concept:
+def make_concept(identity: Identity, rng: random.Random, side: int) -> DrawnConcept:
     """Draw a person's reference picture at ``side`` pixels."""
     picture = reference_picture(identity, rng)
     truth = ground_truth(picture, side)[0]
     rows = np.arange(side)[:, None]
     mask = truth.person & (rows <= truth.box[3])
     image = torch.from_numpy(render(picture, side)).permute(2, 0, 1).float() / 255
-    return Concept(identity, image, torch.from_numpy(mask).float(), truth.box, identity.gender)
+    return DrawnConcept(identity, image, torch.from_numpy(mask).float(), truth.box, identity.gender)
 
 
 def _asked(figure: Figure, word: str) -> Figure:

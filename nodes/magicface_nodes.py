@@ -9,7 +9,7 @@ from ..likeness.core.magicface.request import COMPLETIONS, WEIGHTINGS
 from ..likeness.hosts.comfy.compat import ADVANCED, schema
 from ..likeness.hosts.comfy.magicface import apply as magicface_apply
 from ..likeness.hosts.comfy.magicface import previews
-from ..likeness.hosts.comfy.magicface.references import References, concept
+from ..likeness.hosts.comfy.magicface.references import References, given_concept
 
 CATEGORY = "Likeness/MagicFace"
 ReferencesType = io.Custom("LIKENESS_MAGICFACE_REFERENCES")
@@ -77,13 +77,10 @@ class MagicFaceReference(io.ComfyNode):
 
     @classmethod
     def execute(cls, image, concept, weight, mask=None, references=None, prompt="", region=None) -> io.NodeOutput:
-        item = make_concept(image, mask, concept, prompt, weight, region)
+        item = given_concept(image, mask, concept, prompt, weight, region)
         chain = References((*(references.concepts if references else ()), item))
         note = "" if mask is not None else f"No mask: the whole picture stands for '{item.name}'."
         return io.NodeOutput(chain, ui=ui.PreviewText(note) if note else None)
-
-
-make_concept = concept  # the node's argument of that name would hide it
 
 
 def _advanced_inputs() -> list[io.Input]:

@@ -115,6 +115,47 @@ def test_core_uses_torch_and_the_standard_library_only() -> None:
         assert used <= set(sys.stdlib_module_names) | CORE_MAY_USE, file
 
 
+def cycles(graph: dict[Path, set[Path]]) -> list[list[Path]]:
+    """Rings of files that import each other: Tarjan's strongly connected components of more than one file."""
+    order: dict[Path, int] = {}
+    lowest: dict[Path, int] = {}
+    stack: list[Path] = []
+    found: list[list[Path]] = []
+
+    def visit(file: Path) -> None:
+        order[file] = lowest[file] = len(order)
+        stack.append(file)
+        for target in graph.get(file, ()):
+            if target not in order:
+                visit(target)
+            if target in stack:
+                lowest[file] = min(lowest[file], lowest[target])
+        if lowest[file] == order[file]:
+            ring = [stack.pop()]
+            while ring[-1] != file:
+                ring.append(stack.pop())
+            if len(ring) > 1 or file in graph.get(file, ()):
+                found.append(sorted(ring))
+
+    for file in graph:
+        if file not in order:
+            visit(file)
+    return found
+
+
+def test_no_files_import_each_other() -> None:
+    """Wherever the import stands: at the top, in a function, or for type checkers only."""
+    graph = {file: targets(file) for file in FILES if file.name != "__init__.py"}
+    graph.pop(ROOT / "likeness/hosts/comfy/persona/photos.py", None)  # to be cut with Persona Train's road
+    assert [[file.relative_to(ROOT).as_posix() for file in ring] for ring in cycles(graph)] == []
+
+
+def test_the_check_sees_a_ring() -> None:
+    a, b, c, d = (Path(name) for name in "abcd")
+    assert cycles({a: {b}, b: {c}, c: {a, d}, d: set()}) == [[a, b, c]]
+    assert cycles({a: {b, c}, b: {d}, c: {d}, d: set()}) == []
+
+
 def test_the_check_sees_a_forbidden_import(tmp_path: Path) -> None:
     file = tmp_path / "bad.py"
     file.write_text("import comfy.utils\nfrom likeness.core import attention\n")

@@ -15,7 +15,7 @@ Positions = tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class Concept:
+class PlacedConcept:
     """References of the same words in the same place: views of one thing.
 
     Attributes:
@@ -32,16 +32,16 @@ def _same(a: torch.Tensor | None, b: torch.Tensor | None) -> bool:
     return a is b or (a is not None and b is not None and a.shape == b.shape and bool((a == b).all()))
 
 
-def group_references(references: Sequence[Reference]) -> tuple[Concept, ...]:
+def group_references(references: Sequence[Reference]) -> tuple[PlacedConcept, ...]:
     """The references' concepts, in the order in which they first appear."""
-    concepts: list[Concept] = []
+    concepts: list[PlacedConcept] = []
     for index, item in enumerate(references):
         for number, known in enumerate(concepts):
             if known.positions == item.positions and _same(known.region, item.region):
-                concepts[number] = Concept(known.positions, known.region, (*known.members, index))
+                concepts[number] = PlacedConcept(known.positions, known.region, (*known.members, index))
                 break
         else:
-            concepts.append(Concept(item.positions, item.region, (index,)))
+            concepts.append(PlacedConcept(item.positions, item.region, (index,)))
     return tuple(concepts)
 
 
@@ -55,7 +55,7 @@ class Placement:
         concepts: of the run. phrases: their distinct token positions, the columns of the map.
     """
 
-    def __init__(self, concepts: Sequence[Concept]) -> None:
+    def __init__(self, concepts: Sequence[PlacedConcept]) -> None:
         self.concepts = tuple(concepts)
         self.phrases = tuple(dict.fromkeys(concept.positions for concept in concepts))
         numbered = tuple(enumerate(concepts, 1))
@@ -63,7 +63,7 @@ class Placement:
         self._all = self._numbers(numbered)
         self._free = self._numbers([(number, c) for number, c in numbered if c.region is None])
 
-    def _numbers(self, numbered: Sequence[tuple[int, Concept]]) -> torch.Tensor:
+    def _numbers(self, numbered: Sequence[tuple[int, PlacedConcept]]) -> torch.Tensor:
         """For each label of the map (0, then the phrases) the first of these concepts that has the phrase, or 0."""
         first = {concept.positions: number for number, concept in reversed(numbered)}
         return torch.tensor([0, *(first.get(phrase, 0) for phrase in self.phrases)])
@@ -78,21 +78,21 @@ class Placement:
         """Whether every concept has a region, so that no map is needed."""
         return len(self._placed) == len(self.concepts)
 
-    def labels(self, semantic: SemanticMap | None, batch: int, grid: Grid, whole: bool = True) -> torch.Tensor:
+    def labels(self, semantic: SemanticMap | None, batch: int, grid: Grid, full_frame: bool = True) -> torch.Tensor:
         """Labels ``B h w`` int64 on a grid.
 
         Args:
             semantic: the map in use; None before there is one.
             batch: number of pictures, where there is no map.
             grid: height and width of the result.
-            whole: whether the grid covers the whole picture. Regions frame that; in a part (area conditioning) the
+            full_frame: whether the grid covers the whole picture. Regions frame that; in a part (area conditioning) the
                 map decides alone.
         """
         if semantic is None:
             labels = torch.zeros((batch, *grid), dtype=torch.int64)
         else:
             found = semantic.labels_on(grid)
-            labels = (self._free if whole else self._all).to(found.device)[found]
-        for number, region in self._placed if whole else ():
+            labels = (self._free if full_frame else self._all).to(found.device)[found]
+        for number, region in self._placed if full_frame else ():
             labels[:, mask_to_grid(region, grid).to(labels.device)] = number
         return labels

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from ..attention import attend, attend_split, blend_split
+from ..masks import Grid
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,20 @@ class ReferenceKeys:
         )
 
 
+@dataclass(frozen=True)
+class KeyTokens:
+    """What the keys of all concepts at one block are, in their order.
+
+    Attributes:
+        reference: ``M`` int64, number of the reference (from 1). token: ``M`` int64, its token in that reference's
+            grid; -1 for a key that stands for all masked-out ones. grids: token grid of each reference, by number.
+    """
+
+    reference: torch.Tensor
+    token: torch.Tensor
+    grids: Mapping[int, Grid]
+
+
 def _extended(k: torch.Tensor, v: torch.Tensor, keys: ReferenceKeys) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """``[K, K_ref]``, ``[V, V_ref]`` (``B N+M C``) and the bias of all of them (``N+M``)."""
     batch, own, _ = k.shape
@@ -47,7 +62,7 @@ def reference_attention(
     v: torch.Tensor,
     heads: int,
     keys: ReferenceKeys,
-    foreign: torch.Tensor | None = None,
+    other_patch: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Every query attends its own picture's keys and ``keys``.
 
@@ -55,12 +70,12 @@ def reference_attention(
         q: ``B N' C``, any number of queries. k, v: ``B N C``.
         heads: heads merged in C.
         keys: the references' keys, shared by the batch.
-        foreign: ``B N' C``, somebody else's attention over the own keys; it takes the place of the plain one.
+        other_patch: ``B N' C``, another patch's attention over the own keys; it takes the place of the plain one.
     """
     k_all, v_all, bias = _extended(k, v, keys)
-    if foreign is not None:
+    if other_patch is not None:
         part, mass = attend_split(q, k_all, v_all, heads, bias, own=k.shape[1])
-        return blend_split(foreign, part, mass)
+        return blend_split(other_patch, part, mass)
     return attend(q, k_all, v_all, heads, bias)
 
 
@@ -70,10 +85,10 @@ def rsa(
     v: torch.Tensor,
     heads: int,
     concepts: Sequence[ReferenceKeys],
-    foreign: torch.Tensor | None = None,
+    other_patch: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Reference-aware Self-Attention: ``Softmax(M . Q [K, K_1 .. K_N]^T / sqrt(d)) [V, V_1 .. V_N]``, ``B N C``."""
-    return reference_attention(q, k, v, heads, ReferenceKeys.join(concepts), foreign)
+    return reference_attention(q, k, v, heads, ReferenceKeys.join(concepts), other_patch)
 
 
 Groups = Sequence[tuple[int, torch.Tensor]]
@@ -92,7 +107,7 @@ def rba(
     heads: int,
     concepts: Sequence[ReferenceKeys],
     groups: Sequence[Groups],
-    foreign: torch.Tensor | None = None,
+    other_patch: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Region-grouped Blend Attention: group c attends ``[K, K_c]``, the background ``K``.
 
@@ -100,14 +115,14 @@ def rba(
         q, k, v: ``B N C``.
         concepts: keys per concept, concept c at index c - 1.
         groups: per picture its groups, see :func:`group_tokens`.
-        foreign: see :func:`reference_attention`.
+        other_patch: see :func:`reference_attention`.
     """
     out = torch.empty_like(q)
     for row, row_groups in enumerate(groups):
         own = slice(row, row + 1)
         for label, tokens in row_groups:
             queries = q[own, tokens]  # 1 n C
-            theirs = None if foreign is None else foreign[own, tokens]
+            theirs = None if other_patch is None else other_patch[own, tokens]
             if label == 0:
                 result = attend(queries, k[own], v[own], heads) if theirs is None else theirs
             else:

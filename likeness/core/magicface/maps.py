@@ -82,22 +82,22 @@ def concept_columns(cross: torch.Tensor, concepts: Sequence[tuple[int, ...]]) ->
     return torch.cat([*sums, cross[..., rest]], dim=-1)
 
 
-def prompt_columns(cross: torch.Tensor, places: Sequence[torch.Tensor | None]) -> torch.Tensor:
+def prompt_columns(cross: torch.Tensor, token_maps: Sequence[torch.Tensor | None]) -> torch.Tensor:
     """Columns of a text that was put in place of the prompt's, summed back to the prompt's own tokens.
 
     Args:
         cross: ``B N T`` cross-attention.
-        places: per row the shares ``L P`` that each of the text's ``L`` tokens gives to each of the prompt's ``P``
+        token_maps: per row the shares ``L P`` that each of the text's ``L`` tokens gives to each of the prompt's ``P``
             tokens, or None where the text is the prompt. ``T`` is a multiple of ``L``, the text repeated; another
             length (a patch has added tokens of its own) is left as it is.
 
     Returns:
         ``B N P``; rows of fewer tokens than the longest end in columns of zeros, which win nowhere.
     """
-    if all(shares is None for shares in places):
+    if all(shares is None for shares in token_maps):
         return cross
     rows = []
-    for row, shares in zip(cross, places, strict=True):
+    for row, shares in zip(cross, token_maps, strict=True):
         if shares is not None and row.shape[-1] % shares.shape[0] == 0:
             row = row @ shares.to(row).repeat(row.shape[-1] // shares.shape[0], 1)  # N T, T P -> N P
         rows.append(row)
@@ -242,15 +242,23 @@ def cross_probabilities(q: torch.Tensor, k: torch.Tensor, heads: int) -> torch.T
 
 
 @dataclass
-class _Maps:
-    """Maps of one area of the picture: the one in use, and the one being collected at the present sigma."""
+class AreaMaps:
+    """Maps of one area of the picture: the one in use, and the one being collected at the present noise level.
+
+    Attributes:
+        current: the map in use. builder: of the present noise level. kept: whether what it makes is to be used; a map
+            made for a record alone is not, so that recording never changes a picture. groups: tokens by label, per
+            grid and number of pictures, kept as long as the map is.
+    """
 
     current: SemanticMap | None = None
     builder: MapBuilder | None = None
+    kept: bool = False
     groups: dict[tuple[Grid, int], list] = field(default_factory=dict)
 
     def promote(self) -> None:
-        finished = self.builder.finish() if self.builder else None
-        self.builder = None
+        """The noise level is done: what was collected becomes the map in use."""
+        finished = self.builder.finish() if self.builder and self.kept else None
+        self.builder, self.kept = None, False
         if finished is not None:
             self.current, self.groups = finished, {}

@@ -90,7 +90,7 @@ class ReferencePath:
         inside = mask_to_grid(self.reference.mask, grid).flatten()
         return None if bool(inside.all()) else inside.nonzero().flatten()
 
-    def places(self, block: BlockId) -> torch.Tensor:
+    def key_tokens(self, block: BlockId) -> torch.Tensor:
         """Of every key of a block the token it is, ``M`` int64; -1 for the key that stands for all masked-out ones."""
         height, width = self.grid(block)
         kept = self.kept(block)

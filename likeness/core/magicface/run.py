@@ -19,36 +19,23 @@ from collections.abc import Callable, Hashable, Sequence
 
 import torch
 
-from ..attention import AttentionFunction, attend
+from ..attention import AttentionFunction
 from ..blocks import BlockId, UNetLayout
-from ..errors import bad_input
-from ..masks import Grid, level_grid
-from ..schedule import Schedule, same_sigma
+from ..masks import Grid
+from ..schedule import same_sigma
 from . import guidance
 from .cache import ReferenceEntry
 from .call import MagicFaceCall
-from .concepts import Placement, group_references
 from .injection import ReferenceKeys
-from .maps import MapBuilder, _Maps, auto_ca_scale
-from .preview import RunRecorder
-from .references import Capture, ReferenceBatch, ReferencePath, ReferencesCaptured, noised
+from .maps import AreaMaps
+from .record import RunRecorder
+from .references import Capture, ReferenceBatch, ReferencesCaptured, noised
 from .request import MagicFaceRequest
+from .setting import RSA, RunSetting, check_layout
 
 __all__ = ["Capture", "MagicFaceCall", "MagicFaceRun", "ReferenceBatch", "ReferencesCaptured", "check_layout"]
 
 ReferenceForward = Callable[[ReferenceBatch, Capture], None]
-RSA, RBA = "rsa", "rba"
-
-
-def check_layout(layout: UNetLayout) -> None:
-    """Raise a :class:`LikenessError` when a model has no self-attention MagicFace could work in."""
-    if not any(block.section == "up" for block in layout.blocks):
-        raise bad_input(
-            "MagicFace: model",
-            f"a model with {len(layout.blocks)} transformer blocks and none in a decoder",
-            "a Stable Diffusion UNet (SD1.x, SD2.x, SDXL) with self-attention in its decoder levels",
-            "Load such a checkpoint; transformer-only models (DiT) such as SD3 or Flux are not supported.",
-        )
 
 
 class MagicFaceRun:
@@ -64,8 +51,7 @@ class MagicFaceRun:
         device: where the model computes; None is where the first reference's latent lies.
 
     Attributes:
-        enabled: False when nothing would change (no reference with weight and a non-empty mask).
-        blocks: the blocks with reference attention.
+        setting: what stays the same through the run; None when nothing would change, and after the end.
     """
 
     def __init__(
@@ -78,55 +64,27 @@ class MagicFaceRun:
         attention: AttentionFunction | None = None,
         device: torch.device | None = None,
     ) -> None:
-        self.request = request
-        self.layout = layout
-        self.schedule = Schedule(sigmas)
-        self.attention = attention or attend
+        self.setting = RunSetting.of(request, layout, sigmas, attention)
+        self.recorder: RunRecorder | None = None
         self._forward = references
         self._device = device
-        self.paths = tuple(
-            ReferencePath(reference, index, request.weighting, layout)
-            for index, reference in enumerate(request.references)
-            if reference.weight > 0 and (reference.mask is None or bool((reference.mask > 0).any()))
-        )
-        self.enabled = bool(self.paths)
         self._sigma: float | None = None
         self._entries: tuple[float, list[ReferenceEntry]] | None = None
-        self._maps: dict[Hashable, _Maps] = {}
-        self.recorder: RunRecorder | None = None
-        if self.enabled:
-            self._prepare(model_key)
+        self._maps: dict[Hashable, AreaMaps] = {}
+        if self.setting is not None:
+            self._prepare(self.setting, model_key)
 
-    def _prepare(self, model_key: Hashable) -> None:
-        request = self.request
-        check_layout(self.layout)
-        self.blocks = self.layout.select(request.layers)
-        self.placement = Placement(group_references([path.reference for path in self.paths]))
-        self._check_positions()
-        self.map_blocks = frozenset(b for b in self.layout.blocks if self.layout.factor(b) in request.maps.factors)
-        if not self.map_blocks:
-            raise bad_input(
-                "MagicFace: map resolutions",
-                f"{request.maps.factors}",
-                f"some of {self.layout.factors}, where this model has attention",
-                "Choose at least one of them.",
-            )
-        self.ca_scale = request.maps.ca_scale or auto_ca_scale(len(self.placement.concepts))
-        self._cache_keys = [path.cache_key(model_key, request.noise_seed, self.blocks) for path in self.paths]
+    def _prepare(self, setting: RunSetting, model_key: Hashable) -> None:
+        request = setting.request
+        self._cache_keys = [path.cache_key(model_key, request.noise_seed, setting.blocks) for path in setting.paths]
         request.cache.begin_run()
         if request.recorder is not None:
-            self.recorder = RunRecorder(request.recorder, self)
+            self.recorder = RunRecorder(request.recorder, setting.schedule.steps)
 
-    def _check_positions(self) -> None:
-        lost = [c for c in self.placement.concepts if not c.positions and c.region is None]
-        if self.request.alpha < 1 and lost:
-            names = [self.paths[index].reference.name for concept in lost for index in concept.members]
-            raise bad_input(
-                "MagicFace: references",
-                f"no token positions for {', '.join(map(repr, names))}",
-                "the concept's word in the picture's prompt (needed to find its region)",
-                "Put the word into the prompt, give the reference a region, or set alpha to 1.",
-            )
+    @property
+    def enabled(self) -> bool:
+        """False when nothing would change (no reference with weight and a non-empty mask), and after the end."""
+        return self.setting is not None
 
     # -- calls ---------------------------------------------------------------------------------------------------
 
@@ -135,9 +93,9 @@ class MagicFaceRun:
         sigma: float,
         conditional: Sequence[bool],
         grid: Grid,
-        samples: Sequence[int] | None = None,
+        image_index: Sequence[int] | None = None,
         area: Hashable = None,
-        worded: Sequence[bool] | None = None,
+        is_prompt_row: Sequence[bool] | None = None,
     ) -> MagicFaceCall:
         """Start one model call; use the result in a ``with`` statement round the forward.
 
@@ -145,35 +103,38 @@ class MagicFaceRun:
             sigma: VE noise level of the call.
             conditional: per row whether it is a conditional one.
             grid: height and width of the latent.
-            samples: per row which picture of the batch it belongs to; by default rows come in chunks of the batch.
+            image_index: per row which picture of the batch it belongs to; by default rows come in chunks of the batch.
             area: key of the part of the picture this call covers (area conditioning); None is all of it.
-            worded: per row whether its text is the prompt in which the concepts' tokens were found; only such
+            is_prompt_row: per row whether its text is the prompt in which the concepts' tokens were found; only such
                 conditional rows make maps. None is all of them.
         """
         sigma, conditional = float(sigma), tuple(bool(c) for c in conditional)
-        if not self.enabled:
+        setting = self.setting
+        if setting is None:
             return MagicFaceCall.idle()
         if not same_sigma(sigma, self._sigma):
             self._advance(sigma)
-        stage = RSA if self.schedule.before(sigma, self.request.alpha) else RBA
-        maps, whole = self._maps.setdefault(area, _Maps()), area is None
-        active = any(conditional) and (stage == RSA or self._has_concepts(maps, whole))
-        keys = self._concept_keys(sigma) if active else {}
-        observe = self._observes(sigma, whole)
+        stage, full_frame = setting.stage(sigma), area is None
+        maps = self._maps.setdefault(area, AreaMaps())
+        active = any(conditional) and (stage == RSA or self._has_concepts(maps, full_frame))
+        needed = setting.needs_map(sigma, full_frame)
+        observe = needed or self.recorder is not None
         if observe and maps.builder is None:
-            maps.builder = self._new_builder(grid)
+            maps.builder = setting.new_builder(grid)
+        maps.kept = maps.kept or needed
         return MagicFaceCall(
-            run=self,
+            setting=setting,
             sigma=sigma,
             stage=stage,
             conditional=conditional,
-            samples=_samples(conditional) if samples is None else tuple(samples),
-            worded=conditional if worded is None else tuple(worded),
+            image_index=_image_index(conditional) if image_index is None else tuple(image_index),
+            is_prompt_row=conditional if is_prompt_row is None else tuple(is_prompt_row),
             grid=tuple(grid),
-            whole=whole,
-            keys=keys,
+            full_frame=full_frame,
+            keys=self._concept_keys(sigma) if active else {},
             maps=maps,
             builder=maps.builder if observe else None,
+            recorder=self.recorder,
         )
 
     def _advance(self, sigma: float) -> None:
@@ -182,34 +143,10 @@ class MagicFaceRun:
             maps.promote()
         self._sigma = sigma
 
-    def _has_concepts(self, maps: _Maps, whole: bool) -> bool:
-        if whole and self.placement.any_placed:
+    def _has_concepts(self, maps: AreaMaps, full_frame: bool) -> bool:
+        if full_frame and self.setting.placement.any_placed:
             return True
         return maps.current is not None and bool((maps.current.labels > 0).any())
-
-    def _observes(self, sigma: float, whole: bool) -> bool:
-        """Whether attention maps are needed at this noise level: from the step before RBA on, or for other users."""
-        if self.request.scfg or self.recorder is not None:
-            return True
-        if whole and self.placement.all_placed:
-            return False
-        return self.request.alpha < 1 and self.schedule.step(sigma) + 1 >= self.request.alpha * self.schedule.steps
-
-    def _new_builder(self, grid: Grid) -> MapBuilder:
-        options = self.request.maps
-        finest = min(self.layout.factor(block) for block in self.map_blocks)
-        target = level_grid(grid, finest)
-        return MapBuilder(self.placement.phrases, self.ca_scale, options.completion, options.chunk, target)
-
-    @property
-    def needs_foreground(self) -> bool:
-        """Whether unconditional rows are observed."""
-        return self.request.scfg or self.ca_scale < auto_ca_scale(1)
-
-    def commit(self, call: MagicFaceCall) -> None:
-        """A call ended well: tell the recorder."""
-        if self.recorder is not None:
-            self.recorder.commit(call)
 
     # -- references ----------------------------------------------------------------------------------------------
 
@@ -217,17 +154,18 @@ class MagicFaceRun:
         """Keys per block and concept at a noise level."""
         entries = self._reference_entries(sigma)
         keys: dict[BlockId, list[ReferenceKeys]] = {}
-        for block in self.blocks:
-            made = [ReferenceKeys(*path.keys(block, e[block])) for path, e in zip(self.paths, entries, strict=True)]
-            keys[block] = [ReferenceKeys.join([made[i] for i in c.members]) for c in self.placement.concepts]
+        paths, concepts = self.setting.paths, self.setting.placement.concepts
+        for block in self.setting.blocks:
+            made = [ReferenceKeys(*path.keys(block, e[block])) for path, e in zip(paths, entries, strict=True)]
+            keys[block] = [ReferenceKeys.join([made[i] for i in c.members]) for c in concepts]
         return keys
 
     def _reference_entries(self, sigma: float) -> list[ReferenceEntry]:
         if self._entries is not None and same_sigma(self._entries[0], sigma):
             return self._entries[1]
         self._entries = None
-        cache, stamp = self.request.cache, f"{sigma:.6g}"
-        device = self._device or self.paths[0].reference.latent.device
+        cache, stamp = self.setting.request.cache, f"{sigma:.6g}"
+        device = self._device or self.setting.paths[0].reference.latent.device
         entries = [cache.get((key, stamp), device) for key in self._cache_keys]
         missing = [i for i, entry in enumerate(entries) if entry is None]
         for indices in self._batches(missing):
@@ -241,15 +179,15 @@ class MagicFaceRun:
         """References that fit one forward: same latent size, same host key."""
         batches: dict[Hashable, list[int]] = {}
         for i in indices:
-            reference = self.paths[i].reference
+            reference = self.setting.paths[i].reference
             batches.setdefault((tuple(reference.latent.shape), reference.batch_key), []).append(i)
         return list(batches.values())
 
     def _capture(self, indices: Sequence[int], sigma: float) -> tuple[ReferenceEntry, ...]:
-        paths = tuple(self.paths[i] for i in indices)
-        latents = [noised(p.reference.latent, self.request.noise_seed, sigma, p.index) for p in paths]
+        paths = tuple(self.setting.paths[i] for i in indices)
+        latents = [noised(p.reference.latent, self.setting.request.noise_seed, sigma, p.index) for p in paths]
         batch = ReferenceBatch(tuple(p.reference for p in paths), torch.cat(latents), sigma)
-        capture = Capture(paths, self.blocks)
+        capture = Capture(paths, self.setting.blocks)
         with contextlib.suppress(ReferencesCaptured):
             self._forward(batch, capture)
         if not capture.complete:
@@ -260,7 +198,7 @@ class MagicFaceRun:
 
     def guide(self, cond: torch.Tensor, uncond: torch.Tensor, scale: float) -> torch.Tensor:
         """S-CFG of the present sigma's predictions ``B C h w`` (noise or denoised); plain guidance without a map."""
-        maps = self._maps.get(None) if self.enabled else None
+        maps = self._maps.get(None)
         latest = None
         if maps is not None:
             latest = (maps.builder.finish() if maps.builder else None) or maps.current
@@ -272,11 +210,10 @@ class MagicFaceRun:
         self._entries = None
         self.recorder = None
         self._sigma = None
-        self.enabled = False
-        self.paths = ()
+        self.setting = None
 
 
-def _samples(conditional: tuple[bool, ...]) -> tuple[int, ...]:
+def _image_index(conditional: tuple[bool, ...]) -> tuple[int, ...]:
     """Default picture index of every row: chunks as long as the first run of equal labels."""
     rows = len(conditional)
     first = next((i for i, c in enumerate(conditional) if c != conditional[0]), rows)

@@ -15,7 +15,7 @@ from ...core.prompt import Word
 PREFERRED_ENCODERS = ("l", "h", "g")
 #: In ``transformer_options``, where another text is put in place of a prompt's: per row the shares ``L P`` of the
 #: prompt's ``P`` tokens in each of that text's ``L`` tokens, or None where the row has the prompt itself.
-PLACES_KEY = "likeness_prompt_places"
+TOKEN_MAPS_KEY = "likeness_token_maps"
 
 
 @dataclass(frozen=True)

@@ -77,16 +77,16 @@ def _changes_size(layer: Any, kind: type) -> bool:
 def _levels(blocks: Iterable[Any], section: str, boundary: type) -> tuple[list[list[int]], list[tuple[Any, ...]]]:
     """Depths of the spatial transformers per level, and ``(level, attention, block index, depth)`` of each block."""
     levels: list[list[int]] = [[]]
-    places = []
+    found = []
     for index, block in enumerate(blocks):
         for layer in block:
             if isinstance(layer, SpatialTransformer):
                 depth = len(layer.transformer_blocks)
-                places += [(len(levels) - 1, len(levels[-1]), index, i) for i in range(depth)]
+                found += [(len(levels) - 1, len(levels[-1]), index, i) for i in range(depth)]
                 levels[-1].append(depth)
             elif _changes_size(layer, boundary):
                 levels.append([])
-    return levels, [(section, *place) for place in places]
+    return levels, [(section, *entry) for entry in found]
 
 
 def _layout(unet: UNetModel, context_width: int) -> UNetBlocks:

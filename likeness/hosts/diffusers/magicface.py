@@ -74,11 +74,11 @@ class _Processor:
     def _attend(
         self, call: MagicFaceCall, attn: torch.nn.Module, x: torch.Tensor, rest: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> torch.Tensor:
-        foreign = None
+        other_patch = None
         if not isinstance(self.original, PLAIN_PROCESSORS):
-            foreign = lambda: self.original(_WithoutOutput(attn), x, *rest, **kwargs)  # noqa: E731
+            other_patch = lambda: self.original(_WithoutOutput(attn), x, *rest, **kwargs)  # noqa: E731
         q, k, v = attn.to_q(x), attn.to_k(x), attn.to_v(x)  # B N C
-        return _project(attn, call.self_attention(self.block, q, k, v, attn.heads, foreign))
+        return _project(attn, call.self_attention(self.block, q, k, v, attn.heads, other_patch))
 
     def _observe(
         self, call: MagicFaceCall, attn: torch.nn.Module, x: torch.Tensor, rest: tuple[Any, ...], kwargs: dict[str, Any]

@@ -132,7 +132,7 @@ def test_rba_is_equation_6(name, weighting):
 
 
 @pytest.mark.parametrize("weighting", WEIGHTINGS)
-def test_a_foreign_attention_over_the_own_keys_changes_nothing_when_it_is_the_plain_one(weighting):
+def test_another_patchs_attention_over_the_own_keys_changes_nothing_when_it_is_the_plain_one(weighting):
     references = REFERENCE_SETS["two"]
     q, k, v = rand(1, 24, WIDTH, seed=7), rand(1, 24, WIDTH, seed=8), rand(1, 24, WIDTH, seed=9)
     keys, _ = captured(references, weighting)

@@ -13,7 +13,7 @@ CLOSE = {"rtol": 1e-3, "atol": 1e-3}
 BLOCKS = [("input", 1), ("middle", 0), ("output", 5), ("output", 8), ("output", 11)]
 
 
-class ForeignReplace:
+class OtherReplace:
     """Another pack's replace, an object as IPAdapter_plus sets it: it may be extended by ``add`` while patching.
 
     ``strength`` shifts what it returns; with 0 it is the plain attention.
@@ -23,7 +23,7 @@ class ForeignReplace:
         self.strengths = [strength]
         self.calls = 0
 
-    def __deepcopy__(self, _memo) -> ForeignReplace:
+    def __deepcopy__(self, _memo) -> OtherReplace:
         return self  # ComfyUI 0.8 copies a model's options deeply; the calls are to be counted here all the same
 
     def add(self, strength: float) -> None:
@@ -35,16 +35,16 @@ class ForeignReplace:
         return out + sum(self.strengths)
 
 
-def set_foreign(model, name: str, foreign: ForeignReplace):
+def set_other(model, name: str, other: OtherReplace):
     """Set it in several blocks as IPAdapter_plus does: extend what is there, if anything is, else put it there."""
     options = model.model_options["transformer_options"] = model.model_options["transformer_options"].copy()
     replaces = options["patches_replace"] = dict(options.get("patches_replace", {}))
     table = replaces[name] = dict(replaces.get(name, {}))
     for key in BLOCKS:
         if key in table:
-            table[key].add(*foreign.strengths)
+            table[key].add(*other.strengths)
         else:
-            table[key] = foreign
+            table[key] = other
     return model
 
 
@@ -52,21 +52,21 @@ def set_foreign(model, name: str, foreign: ForeignReplace):
 @pytest.mark.parametrize("alpha", [1.0, 0.0])
 def test_a_replace_works_set_before_or_after(parts, name, alpha):
     references = chain("man", mask=box())
-    before, after = ForeignReplace(0.2), ForeignReplace(0.2)
-    first = apply(parts, references, model=set_foreign(parts.model.clone(), name, before), alpha=alpha)
+    before, after = OtherReplace(0.2), OtherReplace(0.2)
+    first = apply(parts, references, model=set_other(parts.model.clone(), name, before), alpha=alpha)
     last = apply(parts, references, alpha=alpha)
     out = sample(first)
-    assert torch.equal(sample(last, model=set_foreign(last.model.clone(), name, after)), out)
+    assert torch.equal(sample(last, model=set_other(last.model.clone(), name, after)), out)
     assert before.calls == after.calls == 3 * len(BLOCKS)  # every block in each of three steps, and no reference pass
     assert not torch.allclose(out, sample(last), **CLOSE)  # theirs has its effect
-    assert not torch.allclose(out, sample(first, model=set_foreign(parts.model.clone(), name, before)), **CLOSE)
+    assert not torch.allclose(out, sample(first, model=set_other(parts.model.clone(), name, before)), **CLOSE)
 
 
 @pytest.mark.parametrize("alpha", [1.0, 0.0])
 def test_a_replace_that_changes_nothing_changes_nothing(parts, alpha):
     patched = apply(parts, chain("man", mask=box()), alpha=alpha)
-    foreign = set_foreign(patched.model.clone(), "attn1", ForeignReplace())
-    torch.testing.assert_close(sample(patched, model=foreign), sample(patched), **CLOSE)
+    other = set_other(patched.model.clone(), "attn1", OtherReplace())
+    torch.testing.assert_close(sample(patched, model=other), sample(patched), **CLOSE)
 
 
 def test_nothing_of_ours_sits_where_others_look(parts):
@@ -74,10 +74,10 @@ def test_nothing_of_ours_sits_where_others_look(parts):
     sample(patched)
     options = patched.model.model_options["transformer_options"]
     assert "patches_replace" not in options
-    model = set_foreign(patched.model.clone(), "attn2", foreign := ForeignReplace(0.1))
-    set_foreign(model, "attn2", ForeignReplace(0.02))  # extends the one object in each of the blocks
-    assert len(foreign.strengths) == 1 + len(BLOCKS)
-    once = set_foreign(patched.model.clone(), "attn2", ForeignReplace(0.1 + 0.02 * len(BLOCKS)))
+    model = set_other(patched.model.clone(), "attn2", other := OtherReplace(0.1))
+    set_other(model, "attn2", OtherReplace(0.02))  # extends the one object in each of the blocks
+    assert len(other.strengths) == 1 + len(BLOCKS)
+    once = set_other(patched.model.clone(), "attn2", OtherReplace(0.1 + 0.02 * len(BLOCKS)))
     torch.testing.assert_close(sample(patched, model=model), sample(patched, model=once), **CLOSE)
 
 

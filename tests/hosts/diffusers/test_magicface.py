@@ -356,7 +356,7 @@ def test_labels_of_placed_and_found_concepts():
     assert torch.equal(semantic.labels, found)
     expected = torch.tensor([[3, 3, 2, 2], [3, 3, 2, 2], [3, 3, 1, 0], [3, 3, 1, 0]])
     assert torch.equal(placement.labels(semantic, 1, (4, 4))[0], expected)
-    assert torch.equal(placement.labels(semantic, 1, (4, 4), whole=False), found)
+    assert torch.equal(placement.labels(semantic, 1, (4, 4), full_frame=False), found)
     no_map = torch.tensor([[3, 3, 2, 2], [3, 3, 2, 2], [3, 3, 0, 0], [3, 3, 0, 0]])
     assert torch.equal(placement.labels(None, 2, (4, 4)), no_map.expand(2, 4, 4))
 
@@ -457,7 +457,7 @@ def test_an_error_inside_the_unet_survives_cleanup(unet, during):
     assert torch.isfinite(run(unet, ask(reference()))).all()
 
 
-class Foreign(AttnProcessor2_0):
+class OtherProcessor(AttnProcessor2_0):
     """Another pack's processor: the plain result, scaled; not one of diffusers' own classes as far as type goes."""
 
     def __init__(self, factor: float):
@@ -470,28 +470,28 @@ class Foreign(AttnProcessor2_0):
         return self.factor * super().__call__(attn, hidden_states, *args, **kwargs)
 
 
-def with_foreign(unet, factor, request):
+def with_other_patch(unet, factor, request):
     originals = dict(unet.attn_processors)
-    foreign = Foreign(factor)
+    other = OtherProcessor(factor)
     ours = {n: (b, cross) for n, (b, cross) in processor_names(unet).items()}
-    replaced = {n: foreign if n in ours and not ours[n][1] else p for n, p in originals.items()}
+    replaced = {n: other if n in ours and not ours[n][1] else p for n, p in originals.items()}
     try:
         unet.set_attn_processor(dict(replaced))
         out = run(unet, request) if request else vanilla(unet)
         assert all(unet.attn_processors[n] is p for n, p in replaced.items())
     finally:
         unet.set_attn_processor(originals)
-    return out, foreign
+    return out, other
 
 
 def test_a_foreign_processor_keeps_working(unet):
     request = ask(reference(0, mask=half()), reference(1))
-    neutral, foreign = with_foreign(unet, 1.0, request)
-    assert foreign.rows > 0
+    neutral, other = with_other_patch(unet, 1.0, request)
+    assert other.rows > 0
     assert (neutral - run(unet, request)).abs().max() < 1e-4
-    louder, _ = with_foreign(unet, 1.3, request)
+    louder, _ = with_other_patch(unet, 1.3, request)
     assert not torch.allclose(louder, neutral, atol=1e-2)
-    assert not torch.allclose(louder, with_foreign(unet, 1.3, None)[0], atol=1e-2)
+    assert not torch.allclose(louder, with_other_patch(unet, 1.3, None)[0], atol=1e-2)
 
 
 # -- previews --------------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from support.comfy import tiny
 
 from likeness.hosts.comfy.magicface import apply as magicface_apply
 from likeness.hosts.comfy.magicface.apply import Settings
-from likeness.hosts.comfy.magicface.references import References, concept
+from likeness.hosts.comfy.magicface.references import References, given_concept
 
 PROMPT = "a man with a red tie"
 
@@ -56,7 +56,7 @@ def chain(
     """References of the named concepts, each with a picture of its own and, where there is one, a region."""
     return References(
         tuple(
-            concept(picture(i), mask, name, "", weight, region)
+            given_concept(picture(i), mask, name, "", weight, region)
             for i, (name, region) in enumerate(zip_longest(names, regions))
         )
     )

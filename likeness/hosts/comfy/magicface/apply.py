@@ -14,7 +14,7 @@ from ..unet import UNetBlocks, read_unet
 from ..wrappers import install
 from . import references
 from .previews import MagicFaceRecord
-from .references import Concept, References
+from .references import GivenConcept, References
 from .session import NODE, MagicFacePatch
 
 #: Resolutions of the semantic map, in latent pixels per token: half, quarter, eighth of the latent's side; 1 is all.
@@ -89,7 +89,7 @@ def _request(
     vae: Any,
     prompt: str,
     chain: References,
-    concepts: tuple[Concept, ...],
+    concepts: tuple[GivenConcept, ...],
     settings: Settings,
 ) -> MagicFaceRequest:
     positions = text.assign_tokens(clip, prompt, [item.name for item in concepts], source=f"{NODE}: prompt")
@@ -108,7 +108,7 @@ def _request(
     )
 
 
-def _record(request: MagicFaceRequest, concepts: tuple[Concept, ...], settings: Settings) -> MagicFaceRecord:
+def _record(request: MagicFaceRequest, concepts: tuple[GivenConcept, ...], settings: Settings) -> MagicFaceRecord:
     grouped = group_references(request.references)
     return MagicFaceRecord(
         concepts=tuple(request.references[concept.members[0]].name for concept in grouped),

@@ -24,7 +24,7 @@ REFERENCE_NODE = "MagicFace Reference"
 
 
 @dataclass(frozen=True)
-class Concept:
+class GivenConcept:
     """One concept as the user gave it: one or several pictures of the same thing.
 
     Attributes:
@@ -49,7 +49,7 @@ class References:
     when the references do.
     """
 
-    concepts: tuple[Concept, ...]
+    concepts: tuple[GivenConcept, ...]
     _caches: dict[tuple[int, int], ReferenceCache] = field(default_factory=dict, compare=False, repr=False)
     _names: WeakKeyDictionary = field(default_factory=WeakKeyDictionary, compare=False, repr=False)
 
@@ -88,14 +88,14 @@ class HostContext:
     extra: dict[str, Any]
 
 
-def concept(
+def given_concept(
     image: torch.Tensor,
     mask: torch.Tensor | None,
     name: str,
     prompt: str,
     weight: float,
     region: torch.Tensor | None = None,
-) -> Concept:
+) -> GivenConcept:
     """Check and normalise what the Reference node got.
 
     Args:
@@ -113,7 +113,7 @@ def concept(
     if not bool(torch.isfinite(pixels).all()):
         raise bad_input(f"{REFERENCE_NODE}: image", "NaN or infinite values", "values in 0..1", "Check the picture.")
     masks = _concept_masks(mask, pixels, name)
-    return Concept(pixels, masks, name, prompt.strip() or name, float(weight), _region(region, name))
+    return GivenConcept(pixels, masks, name, prompt.strip() or name, float(weight), _region(region, name))
 
 
 def _region(region: torch.Tensor | None, name: str) -> torch.Tensor | None:
@@ -139,7 +139,7 @@ def prepare(
     model: Any,
     clip: Any,
     vae: Any,
-    concepts: tuple[Concept, ...],
+    concepts: tuple[GivenConcept, ...],
     positions: list[tuple[int, ...]],
     *,
     side: int | None,
@@ -154,13 +154,13 @@ def prepare(
     """
     return tuple(
         reference
-        for item, places in zip(concepts, positions, strict=True)
-        for reference in _views(model, clip, vae, item, places, side, null_prompt)
+        for item, found in zip(concepts, positions, strict=True)
+        for reference in _views(model, clip, vae, item, found, side, null_prompt)
     )
 
 
 def _views(
-    model: Any, clip: Any, vae: Any, item: Concept, positions: tuple[int, ...], side: int | None, null_prompt: bool
+    model: Any, clip: Any, vae: Any, item: GivenConcept, positions: tuple[int, ...], side: int | None, null_prompt: bool
 ) -> list[Reference]:
     """One reference per view; views of a concept share its token positions and so its region."""
     size = images.fit_size(*item.images.shape[-2:], side)

@@ -22,7 +22,7 @@ from ....core.magicface.record import Recorder
 from ....core.magicface.request import MagicFaceRequest
 from ....core.magicface.run import Capture, MagicFaceRun, ReferenceBatch, ReferencesCaptured
 from ....core.masks import token_grid
-from ..text import PLACES_KEY
+from ..text import TOKEN_MAPS_KEY
 from ..unet import Replace, UNetBlocks, with_replaces
 from ..wrappers import ModelCall, RunStart, Session, System
 from .previews import MagicFaceRecord
@@ -49,12 +49,12 @@ class Rows:
     Attributes:
         conditional: per index of the conditioning list, whether it is the positive one.
         areas: crop of each conditioning (by its uuid); absent for the whole latent.
-        worded: uuids of the conditionings that are the prompt MagicFace Apply has encoded.
+        prompt: uuids of the conditionings that are the prompt MagicFace Apply has encoded.
     """
 
     conditional: tuple[bool, ...]
     areas: Mapping[Any, tuple[int, ...]]
-    worded: frozenset[Any]
+    prompt: frozenset[Any]
 
     @classmethod
     def of(cls, conds: Sequence[Any], named: Mapping[str, Any], context: torch.Tensor) -> Rows:
@@ -84,12 +84,12 @@ class Rows:
         batch = max(1, count // len(chunks))
         areas = [self.areas.get(chunk) for chunk in uuids]
         known = list(dict.fromkeys(areas))
-        worded = [chunk in self.worded or not self.worded for chunk in uuids]
+        is_prompt = [chunk in self.prompt or not self.prompt for chunk in uuids]
         return {
             "conditional": [self._conditional(chunk) for chunk in chunks for _ in range(batch)],
-            "samples": [known.index(area) * batch + i for area in areas for i in range(batch)],
+            "image_index": [known.index(area) * batch + i for area in areas for i in range(batch)],
             "area": None if known == [None] else tuple(known),
-            "worded": [label for label in worded for _ in range(batch)],
+            "is_prompt_row": [label for label in is_prompt for _ in range(batch)],
         }
 
     def _conditional(self, index: int) -> bool:
@@ -215,15 +215,15 @@ class MagicFaceSession(Session):
                     return plain()
                 reached.add(block)
                 longer = k.shape[1] != tokens  # another patch has appended keys of its own
-                foreign = plain if found is not None or longer else None
-                return call.self_attention(block, q, k[:, :tokens], v[:, :tokens], extra["n_heads"], foreign)
+                other_patch = plain if found is not None or longer else None
+                return call.self_attention(block, q, k[:, :tokens], v[:, :tokens], extra["n_heads"], other_patch)
 
             return replace
 
         return make
 
     def _fits(self, block: BlockId, shape: Sequence[int], q: torch.Tensor, extra: Mapping[str, Any]) -> bool:
-        """Whether the queries are the layer's own tokens, one for each of its places, for the rows of this call."""
+        """Whether the queries are the layer's own tokens, one for each of its grid, for the rows of this call."""
         layer = extra.get("activations_shape", (0, 0, 0, 0))[-2:]
         if q.shape[0] != shape[0] or layer[0] * layer[1] not in (0, q.shape[1]):
             return False
@@ -237,8 +237,8 @@ class MagicFaceSession(Session):
         def make(found: Replace | None) -> Replace:
             def replace(q, k, v, extra, *args, **kwargs):
                 if block in reached and q.shape[0] == k.shape[0] == shape[0]:
-                    places = extra.get(PLACES_KEY)
-                    known = places if places is not None and len(places) == shape[0] else None
+                    token_maps = extra.get(TOKEN_MAPS_KEY)
+                    known = token_maps if token_maps is not None and len(token_maps) == shape[0] else None
                     call.cross_attention(block, q, k, extra["n_heads"], known)
                 return found(q, k, v, extra, *args, **kwargs) if found is not None else _attend(q, k, v, extra)
 
@@ -248,7 +248,7 @@ class MagicFaceSession(Session):
 
     def check_prompt(self, rows: Rows) -> None:
         """Tell, once a run, when what is sampled is not the prompt in which the concepts were looked up."""
-        if any(rows.conditional) and not rows.worded and "prompt" not in self.warned:
+        if any(rows.conditional) and not rows.prompt and "prompt" not in self.warned:
             self.warned.add("prompt")
             log.warning(
                 "MagicFace: the sampler's positive conditioning is not the prompt that MagicFace Apply has encoded. "

@@ -22,7 +22,7 @@ from ....core.persona.stages import StagedContexts, precompute
 from ....core.persona.text import Contexts, check_placeholders
 from ....core.schedule import sigma_table, timesteps_of
 from ..compat import uncompiled
-from ..text import PLACES_KEY
+from ..text import TOKEN_MAPS_KEY
 from .patch import with_contexts
 from .shares import prompt_shares
 from .text import (
@@ -190,7 +190,7 @@ class Session:
             self.last = (known, context, self._join(uuids, context, rows, timestep))
         return self.last[2]
 
-    def places(self, options: Mapping[str, Any], count: int, sigma: torch.Tensor) -> list[torch.Tensor | None]:
+    def token_maps(self, options: Mapping[str, Any], count: int, sigma: torch.Tensor) -> list[torch.Tensor | None]:
         """For each of ``count`` rows the shares of its tokens in those of the prompt; None for rows of plain words."""
         timestep = self.read(sigma.flatten()[:1])[0]
         speaking = [self._speaking(uuid, timestep) for uuid in options["uuids"]]
@@ -232,6 +232,6 @@ def apply_model(executor: Any, x: torch.Tensor, t: torch.Tensor, *args: Any, **k
     session: Session | None = options.get(KEY)
     contexts = None if session is None or context is None else session.joined(options, context, t)
     if contexts is not None:
-        places = session.places(options, context.shape[0], t)
-        given["transformer_options"] = {**with_contexts(options, contexts), PLACES_KEY: places}
+        token_maps = session.token_maps(options, context.shape[0], t)
+        given["transformer_options"] = {**with_contexts(options, contexts), TOKEN_MAPS_KEY: token_maps}
     return executor(x, t, *(given.get(name) for name in names[:3]), given.get("transformer_options") or {}, **kwargs)

@@ -2,7 +2,8 @@
 
 A persona of four words takes the place of a plain word of one token, and moves every word behind it. A patch that has
 found "hat" in the plain prompt (MagicFace) finds it at another place while the persona speaks. The model call's options
-therefore carry, under :data:`text.PLACES_KEY`, how to sum the spoken text's columns back to those of the plain prompt.
+therefore carry, under :data:`text.TOKEN_MAPS_KEY`, how to sum the spoken text's columns back to those of the plain
+prompt.
 """
 
 from __future__ import annotations
