@@ -1,0 +1,1 @@
+"""DIIR inside ComfyUI: small faces of finished pictures repaired, everything else left as it is."""
