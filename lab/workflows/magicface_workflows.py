@@ -188,19 +188,21 @@ def graph(
     last = f"reference{len(example.sources) - 1}"
     parts = {"model": ["checkpoint", 0], "clip": ["checkpoint", 1], "vae": ["checkpoint", 2]}
     applied = node(
-        "LikenessMagicFaceApply", None, [400, 600],
-        **parts, references=[last, 0], prompt=prompt, alpha=0.4, weighting="additive",
+        "LikenessMagicFaceApply", None, [400, 260],
+        **parts, references=[last, 0], prompt=["prompt", 0], positive=["positive", 0], alpha=0.4,
     )  # fmt: skip
     name = "likeness/magicface"
     return {
         "checkpoint": checkpoint,
         **(halves(size) if any(source.region for source in example.sources) else {}),
         **sources,
+        "prompt": node("PrimitiveStringMultiline", "Prompt", [400, 140], value=prompt),
+        "positive": node("CLIPTextEncode", "Positive", [400, 100], clip=["checkpoint", 1], text=["prompt", 0]),
         "apply": applied,
         "negative": node("CLIPTextEncode", "Negative", [400, 100], clip=["checkpoint", 1], text=negative),
         "latent": node("EmptyLatentImage", width=size, height=size, batch_size=1),
         "sampler": node("KSampler", "KSampler (MagicFace)", model=["apply", 0], positive=["apply", 1], **rest),
-        "plain": node("KSampler", "KSampler (without)", model=["checkpoint", 0], positive=["apply", 1], **rest),
+        "plain": node("KSampler", "KSampler (without)", model=["checkpoint", 0], positive=["positive", 0], **rest),
         "decode": node("VAEDecode", samples=["sampler", 0], vae=["checkpoint", 2]),
         "decode_plain": node("VAEDecode", samples=["plain", 0], vae=["checkpoint", 2]),
         "save": node("SaveImage", "With MagicFace", [340, 380], images=["decode", 0], filename_prefix=name),

@@ -110,8 +110,8 @@ def miniature_local() -> Prompt:
     graph["reference"] = reference("picture", "person", MASK_OUTPUTS["person"], ["picture", CAPTION])
     both = "a picture of a person wearing a red sweater, portrait, in the snow"
     graph["magicface"] = node(
-        "LikenessMagicFaceApply", None, [400, 600],
-        **MODEL, references=["reference", 0], prompt=both, alpha=0.4, weighting="additive",
+        "LikenessMagicFaceApply", None, [400, 260],
+        **MODEL, references=["reference", 0], prompt=both, alpha=0.4,
     )  # fmt: skip
     prompt = both.replace("person", "S*")
     return graph | shot("plugin", prompt, "train", "With MagicFace", 2, SAMPLING, model=["magicface", 0])
@@ -159,8 +159,8 @@ def with_magicface(
     """
     spoken = plain.replace(word, "S*", 1)
     magicface = node(
-        "LikenessMagicFaceApply", None, [400, 600],
-        **MODEL, references=[references, 0], prompt=plain, alpha=0.4, weighting="additive",
+        "LikenessMagicFaceApply", None, [400, 260],
+        **MODEL, references=[references, 0], prompt=plain, alpha=0.4,
     )  # fmt: skip
     graph = {"magicface": magicface}
     graph |= shot("both", spoken, personas, "Both", seed, sampling, model=["magicface", 0])

@@ -46,7 +46,7 @@ def find_phrase(
         LikenessError: the phrase has no tokens, or is not in the prompt.
     """
     if not phrase:
-        raise bad_input("MagicFace Reference: concept", repr(name), "a word or phrase", "Name what the picture shows.")
+        raise bad_input(source, f"the concept {name!r}", "a word or phrase", "Name what the picture shows.")
     found, i = [], 0
     while i + len(phrase) <= len(prompt):
         on_edge = i == 0 or prompt[i - 1].ends_word

@@ -163,7 +163,7 @@ def draw_patches(
                 _captioned(_blend(picture[0], heat, 0.65), f"{name}: {float(values.sum()):.0%} of the attention")
             )
         drawn.append(_row(tiles))
-    return _batch(drawn) if drawn else note("No patches were followed: name some in MagicFace Apply.")
+    return _batch(drawn) if drawn else note("No patches were followed: name some in MagicFace Options.")
 
 
 def _boxed(pixels: torch.Tensor, patch: tuple[float, float]) -> torch.Tensor:

@@ -12,7 +12,7 @@ import pytest
 
 from lab.workflows.discovery import ROOT
 from lab.workflows.server import PromptError, Server
-from lab.workflows.workflow import to_api
+from lab.workflows.workflow import BYPASSED, to_api
 
 FILES = sorted((ROOT / "workflows").glob("*.json"))
 MINIATURE = [file for file in FILES if file.stem.startswith("miniature_")]
@@ -51,6 +51,21 @@ def test_miniature_workflow_runs_and_shows_pictures(server: Server, object_info:
     assert pictures
     assert all(picture.std() > 1 for picture in pictures), "a picture of one colour"
     assert run.executed
+
+
+def test_a_bypassed_apply_leaves_the_prompt_and_the_plain_model(server: Server, object_info: dict[str, Any]) -> None:
+    """Bypassed in the front end, MagicFace Apply hands on its model and its positive: both samplers draw the same."""
+    graph = load(ROOT / "workflows" / "miniature_magicface_single.json")
+    bypassed = next(node for node in graph["nodes"] if node["type"] == "LikenessMagicFaceApply")
+    bypassed["mode"] = BYPASSED
+    prompt = to_api(graph, object_info)
+    assert str(bypassed["id"]) not in prompt
+    samplers = [entry for entry in prompt.values() if entry["class_type"] == "KSampler"]
+    for entry in samplers:
+        entry["inputs"] |= {"steps": 1}
+    first, second = ({k: entry["inputs"][k] for k in ("model", "positive")} for entry in samplers)
+    assert first == second
+    assert server.pictures(server.run_prompt(prompt))
 
 
 @pytest.mark.parametrize("file", [f for f in FILES if f not in MINIATURE], ids=lambda file: file.stem)

@@ -220,7 +220,9 @@ class MagicFaceCall:
         """The forward ended well: what was observed counts."""
         if self.recorder is None:
             return
-        labels, semantic = None, self.builder.finish() if self.builder else None
+        labels, semantic = None, None
+        if self.builder is not None and self.recorder.wants_map(self.step):
+            semantic = self.builder.finish()
         if semantic is not None:
             grid = tuple(semantic.winner.shape[-2:])
             labels = self.setting.placement.labels(semantic, self.batch, grid, self.full_frame)

@@ -69,10 +69,12 @@ class Recorder:
     Attributes:
         patches: generated patches to follow, (y, x) in [0, 1].
         moments: shares of the schedule at which correspondences are taken, in [0, 1]; 1 is the last step.
+        maps: how many steps are recorded at most, evenly spread; the rest of the run costs nothing.
     """
 
     patches: tuple[tuple[float, float], ...] = ()
     moments: tuple[float, ...] = (0.38, 1.0)
+    maps: int = 12
     steps: list[StepRecord] = field(default_factory=list)
     correspondence: list[Correspondence] = field(default_factory=list)
     patches_seen: list[PatchAttention] = field(default_factory=list)
@@ -82,6 +84,11 @@ class Recorder:
         self.steps.clear()
         self.correspondence.clear()
         self.patches_seen.clear()
+
+    def map_steps(self, total: int) -> frozenset[int]:
+        """The schedule indices whose maps are kept in a run of ``total`` steps; the first and the last among them."""
+        last, count = total - 1, min(total, self.maps)
+        return frozenset(round(i * last / (count - 1)) for i in range(count)) if count > 1 else frozenset({last})
 
     def wanted_steps(self, total: int) -> frozenset[int]:
         """The schedule indices at which correspondences are taken in a run of ``total`` steps."""
@@ -148,7 +155,12 @@ class RunRecorder:
         recorder.clear()
         self.recorder = recorder
         self._steps = recorder.wanted_steps(steps)
+        self._map_steps = recorder.map_steps(steps)
         self._look: _Look | None = None
+
+    def wants_map(self, step: int) -> bool:
+        """Whether this step's map is kept."""
+        return step in self._map_steps
 
     def wants(self, step: int) -> bool:
         """Whether attention to the references is to be looked at in this step."""
@@ -164,7 +176,7 @@ class RunRecorder:
 
     def write(self, step: int, sigma: float, stage: str, labels: torch.Tensor | None) -> None:
         """A call ended well: write what it showed. ``labels``: ``B h w``, or None where no map was made."""
-        if labels is not None or not any(record.step == step for record in self.recorder.steps):
+        if self.wants_map(step) and (labels is not None or all(known.step != step for known in self.recorder.steps)):
             kept = [record for record in self.recorder.steps if record.step != step]
             self.recorder.steps[:] = [*kept, StepRecord(sigma, step, stage, None if labels is None else labels.cpu())]
         if self._look is not None:

@@ -118,7 +118,7 @@ class MagicFaceRun:
         maps = self._maps.setdefault(area, AreaMaps())
         active = any(conditional) and (stage == RSA or self._has_concepts(maps, full_frame))
         needed = setting.needs_map(sigma, full_frame)
-        observe = needed or self.recorder is not None
+        observe = needed or self._recorded(sigma)
         if observe and maps.builder is None:
             maps.builder = setting.new_builder(grid)
         maps.kept = maps.kept or needed
@@ -136,6 +136,9 @@ class MagicFaceRun:
             builder=maps.builder if observe else None,
             recorder=self.recorder,
         )
+
+    def _recorded(self, sigma: float) -> bool:
+        return self.recorder is not None and self.recorder.wants_map(self.setting.schedule.step(sigma))
 
     def _advance(self, sigma: float) -> None:
         """A new noise level begins: what was observed at the previous one becomes the map in use."""

@@ -11,7 +11,7 @@ from support.comfy import tiny
 from support.comfy.magicface import PROMPT, apply, box, chain
 
 from likeness.core.magicface.cache import ReferenceCache
-from likeness.hosts.comfy.magicface.apply import Settings, _request
+from likeness.hosts.comfy.magicface.apply import ApplyOptions, build_request
 from likeness.hosts.comfy.magicface.references import HostContext
 
 STEPS, CFG = 4, 5.0
@@ -88,7 +88,9 @@ def test_hosts_agree(parts, unet, names, regions, settings, record_property):
     model = tiny.model(unet)
     applied = apply(parts, references, model=model, **settings)
     ours = in_comfy(applied, sigmas, noise)
-    request = _request(model, parts.clip, parts.vae, PROMPT, references, references.concepts, Settings(**settings))
+    options = ApplyOptions(**{name: value for name, value in settings.items() if name != "alpha"})
+    alpha = settings.get("alpha", 0.4)
+    request = build_request(model, parts.clip, parts.vae, PROMPT, alpha, references, options)
     theirs = in_diffusers(unet, request, applied.positive, applied.negative, noise)
     error = float((ours - theirs).abs().max() / theirs.abs().max())
     record_property("largest_relative_difference", error)

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import pytest
 import torch
-from likeness_pack.nodes.magicface_nodes import NODES, MagicFaceApply, MagicFacePreview, MagicFaceReference
+from likeness_pack.nodes.magicface_nodes import (
+    NODES,
+    MagicFaceApply,
+    MagicFaceOptions,
+    MagicFacePreview,
+    MagicFaceReference,
+)
 from support.comfy import tiny
-from support.comfy.magicface import apply, box, chain, picture, sample
+from support.comfy.magicface import PROMPT, apply, box, chain, picture, sample
 
 from likeness.core.errors import LikenessError
 from likeness.hosts.comfy.magicface import previews
-from likeness.hosts.comfy.magicface.apply import parse_points
+from likeness.hosts.comfy.magicface.apply import ApplyOptions, parse_points
 from likeness.hosts.comfy.text import assign_tokens, encode, find_phrase
 from likeness.hosts.comfy.unet import native_side, read_unet
 
@@ -25,6 +31,13 @@ def test_every_input_and_output_is_explained():
         assert all(item.tooltip for item in (*schema.inputs, *schema.outputs)), schema.node_id
         numbers = [item for item in schema.inputs if item.io_type in ("INT", "FLOAT")]
         assert all(None not in (item.min, item.max, item.step) for item in numbers), schema.node_id
+
+
+def test_faces_are_short_and_options_stand_apart():
+    inputs = {node.__name__: node.define_schema().inputs for node in NODES}
+    assert all(len(given) <= 8 for name, given in inputs.items() if name != "MagicFaceOptions")
+    defaults = {item.id: item.default for item in inputs["MagicFaceOptions"]}
+    assert MagicFaceOptions.execute(**defaults).result[0] == ApplyOptions(), "unconnected is what the node shows"
 
 
 # -- references ------------------------------------------------------------------------------------------------------
@@ -83,7 +96,18 @@ def test_a_region_of_the_whole_picture_is_rsa_to_the_end(parts):
 
 def run_apply(parts, references=None, prompt="a man with a red tie", **more):
     given = {"model": parts.model, "clip": parts.clip, "vae": parts.vae, **more}
-    return MagicFaceApply.execute(**given, prompt=prompt, alpha=0.4, weighting="additive", references=references)
+    return MagicFaceApply.execute(**given, prompt=prompt, alpha=0.4, references=references)
+
+
+def test_a_positive_is_passed_on_as_it_is(parts):
+    """Encoded elsewhere: the sampler gets that; the words are found in the prompt all the same."""
+    references = chain("man", mask=box())
+    own = apply(parts, references, alpha=0.0)
+    given = [[context, {**extra, "strength": 0.7}] for context, extra in encode(parts.clip, PROMPT).conditioning]
+    made = apply(parts, references, alpha=0.0, positive=given)
+    assert made.positive is given
+    torch.testing.assert_close(sample(made), sample(own), rtol=1e-3, atol=1e-3)
+    assert run_apply(parts, positive=given).result[1] is given
 
 
 def test_apply_without_references_returns_the_model_itself(parts):
@@ -128,7 +152,7 @@ def test_a_vae_of_another_base_model_is_refused(parts):
 @pytest.mark.parametrize("layers", ["up9", "12-40", "-1", "finest"])
 def test_wrong_layers_are_told_before_sampling(parts, layers):
     with pytest.raises(LikenessError, match="MagicFace: layers"):
-        run_apply(parts, chain("man"), layers=layers)
+        run_apply(parts, chain("man"), options=ApplyOptions(layers=layers))
 
 
 @pytest.mark.parametrize("layers", ["all", "decoder", "mid, up1", "0-3", "15"])
@@ -337,6 +361,8 @@ def test_preview_node(parts, tmp_path, monkeypatch):
 
     monkeypatch.setattr(folder_paths, "temp_directory", str(tmp_path))
     patched = apply(parts, chain("man", mask=box()), alpha=0.34)
-    out = MagicFacePreview.execute(patched.record, {"samples": sample(patched)}, columns=3)
+    latent = {"samples": sample(patched)}
+    out = MagicFacePreview.execute(latent, patched.record, columns=3)
     assert len(out.result) == 3
     assert len(list(tmp_path.glob("*.png"))) == 1
+    assert len(MagicFacePreview.execute(latent).result) == 3, "MagicFace Apply is bypassed"

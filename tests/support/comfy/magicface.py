@@ -11,7 +11,7 @@ import torch
 from support.comfy import tiny
 
 from likeness.hosts.comfy.magicface import apply as magicface_apply
-from likeness.hosts.comfy.magicface.apply import Settings
+from likeness.hosts.comfy.magicface.apply import ApplyOptions
 from likeness.hosts.comfy.magicface.references import References, given_concept
 
 PROMPT = "a man with a red tie"
@@ -63,11 +63,19 @@ def chain(
 
 
 def apply(
-    parts: Parts, references: References | None, prompt: str = PROMPT, model: Any = None, **settings: Any
+    parts: Parts,
+    references: References | None,
+    prompt: str = PROMPT,
+    model: Any = None,
+    alpha: float = 0.4,
+    positive: list | None = None,
+    **options: Any,
 ) -> Applied:
-    """MagicFace Apply on the tiny checkpoint, or on ``model``."""
-    made = magicface_apply.apply(model or parts.model, parts.clip, parts.vae, prompt, references, Settings(**settings))
-    return Applied(*made, parts.negative)
+    """MagicFace Apply on the tiny checkpoint, or on ``model``; ``options`` as of MagicFace Options."""
+    made = magicface_apply.apply(
+        model or parts.model, parts.clip, parts.vae, prompt, alpha, references, positive, ApplyOptions(**options)
+    )
+    return Applied(made.model, made.positive, made.record, parts.negative)
 
 
 def sample(applied: Applied, *, model: Any = None, positive: list | None = None, **options: Any) -> torch.Tensor:

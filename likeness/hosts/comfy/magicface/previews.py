@@ -67,16 +67,17 @@ class MagicFaceRecord:
 
 
 def draw(
-    record: MagicFaceRecord, latents: torch.Tensor, image: torch.Tensor | None, columns: int
+    record: MagicFaceRecord | None, latents: torch.Tensor, image: torch.Tensor | None, columns: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Sheet of maps, correspondences and patch attention of the run that made ``latents``, as IMAGEs.
 
     Args:
-        latents: the sampler's output. image: the decoded picture (IMAGE), or None. columns: maps per row of the sheet.
+        record: from MagicFace Apply, None where that is bypassed. latents: the sampler's output.
+        image: the decoded picture (IMAGE), or None. columns: maps per row of the sheet.
     """
-    recorder = record.find(latents)
+    recorder = record.find(latents) if record else None
     if recorder is None:
-        empty = note("Nothing was recorded: connect references, and switch 'record' on in MagicFace Apply.")
+        empty = note("Nothing was recorded: connect references, and switch 'record' on in MagicFace Options.")
         return (images.to_comfy(empty),) * 3
     generated = None if image is None else images.to_torch(image).cpu()
     drawn = (
