@@ -68,7 +68,12 @@ class DiirGuider(comfy.samplers.CFGGuider):
         Its rows stand where the negative prompt's do, so that identity patches, which act on the positive rows, leave
         them alone. Functions that shape guidance are not asked: there is none.
         """
-        conds = [self.conds.setdefault(NOTHING, []), self.conds[INVERSION]]
+        if NOTHING not in self.conds:
+            self.conds[NOTHING] = []
+            # the host spreads control meant for both guidance rows over every conditioning
+            for cond in self.conds[INVERSION]:
+                cond.pop("control", None)
+        conds = [self.conds[NOTHING], self.conds[INVERSION]]
         return comfy.samplers.calc_cond_batch(self.inner_model, conds, x, sigma, model_options)[1]
 
 
