@@ -8,7 +8,7 @@ from typing import Any
 from ....core.magicface.request import MagicFaceRequest
 from .. import text
 from ..magicface import references as magicface
-from ..magicface.apply import Settings
+from ..magicface.apply import ApplyOptions
 from ..magicface.previews import MagicFaceRecord
 from ..magicface.references import References
 from ..magicface.session import MagicFacePatch
@@ -60,7 +60,7 @@ def _with_references(
     model: Any, clip: Any, vae: Any, chain: References, person: Person, positive: list, seed: int
 ) -> Any:
     prepared = magicface.prepare(model, clip, vae, (person.concept,), [()], side=native_side(model))
-    cache = chain.cache(Settings.cache_device_mb, Settings.cache_host_mb)
+    cache = chain.cache(ApplyOptions.cache_device_mb, ApplyOptions.cache_host_mb)
     request = MagicFaceRequest(prepared, alpha=1.0, noise_seed=seed, cache=cache)
     blocks = read_unet(model, f"{NODE}: model")
     patch = MagicFacePatch(request, positive[0][0], blocks, MagicFaceRecord(enabled=False), chain.weights_key)
