@@ -1,16 +1,13 @@
-"""``python run.py demo``: MagicFace against vanilla, without ComfyUI and without a download.
+"""``python run.py magicface``: MagicFace against vanilla, without ComfyUI and without a download.
 
-By default on the miniature with held-out drawn people: one concept and two, the same seeds side by side. Writes a
-contact sheet, the maps and a table of measured effects. ``--image`` takes a picture of your own, ``--checkpoint`` a
-local SD1.5 checkpoint.
+``demo`` (also ``python run.py demo``) compares pictures, ``benchmark`` costs.
 """
 
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
-import logging
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,18 +17,19 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from tqdm import tqdm
 
-from lab import people
-from lab.benchmarks.resources import Meter
-from lab.evaluation import magicface as measure
-from likeness.core.errors import LikenessError, bad_input
+from lab.benchmarks.measure import Meter
+from lab.evaluation.magicface import PLACED, WEIGHT, Outcome, Row, default_judge, run_case, summarise_variant
+from lab.people import Case, pair_cases, single_cases
+from lab.verbs import elsewhere, run_verb
+from likeness.core.errors import bad_input
 from likeness.core.magicface.record import Recorder
 from likeness.core.magicface.request import MagicFaceRequest
 from likeness.drawing.magicface import key_picture, label_map, recorded_tiles
 from likeness.drawing.sheets import Tile, beside, sheet, to_image
+from likeness.hosts.diffusers.checkpoints import load_checkpoint
 from likeness.hosts.diffusers.miniature import miniature
-from likeness.hosts.diffusers.pipeline import Pipeline, from_checkpoint
+from likeness.hosts.diffusers.pipeline import Pipeline
 
-log = logging.getLogger("likeness")
 OUTPUT = Path(__file__).parents[1] / "output"
 
 
@@ -66,33 +64,43 @@ class Settings:
     @property
     def group_variants(self) -> dict[str, dict | None]:
         """What is compared with several people."""
-        return {**self.variants, measure.PLACED: {"alpha": self.alpha, "placed": True}}
+        return {**self.variants, PLACED: {"alpha": self.alpha, "placed": True}}
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Command line; returns the exit code."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+def demo(argv: Sequence[str]) -> int:
+    """Pictures, maps and a table of measured effects: vanilla and MagicFace with the same seeds.
+
+    By default on the miniature with held-out drawn people: one concept and two, side by side. --image takes a picture
+    of your own, --checkpoint a local Stable Diffusion checkpoint.
+    """
     settings = parse(argv)
-    try:
-        pipeline = from_checkpoint(settings.checkpoint) if settings.checkpoint else miniature()
-        settings.out.mkdir(parents=True, exist_ok=True)
-        table = own_picture(settings, pipeline) if settings.image else drawn_people(settings, pipeline)
-    except LikenessError as error:
-        print(f"demo: {error}", file=sys.stderr)
-        return 2
+    pipeline = load_checkpoint(settings.checkpoint) if settings.checkpoint else miniature()
+    settings.out.mkdir(parents=True, exist_ok=True)
+    table = own_picture(settings, pipeline) if settings.image else drawn_people(settings, pipeline)
     finish(settings, pipeline, table)
     return 0
 
 
-def parse(argv: Sequence[str] | None) -> Settings:
+VERBS = {
+    "demo": (demo, "pictures, maps and a table of measured effects"),
+    "benchmark": (elsewhere("lab.benchmarks.magicface"), "time and memory against vanilla and naive attention"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit code."""
+    return run_verb("magicface", "MagicFace: people from reference pictures, without training.", VERBS, argv)
+
+
+def parse(argv: Sequence[str]) -> Settings:
     """Options to settings."""
-    parser = argparse.ArgumentParser(prog="run.py demo", description=__doc__,
+    parser = argparse.ArgumentParser(prog="run.py magicface demo", description=inspect.getdoc(demo),
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--image", type=Path, help="your own reference picture")
     parser.add_argument("--mask", type=Path, help="white where the concept is in --image; without it the whole picture")
     parser.add_argument("--word", help="the concept's word in the prompt, e.g. woman; needed with --image")
     parser.add_argument("--prompt", help="what to draw; needed with --image")
-    parser.add_argument("--checkpoint", type=Path, help="a local SD1.5 .safetensors checkpoint (with --image)")
+    parser.add_argument("--checkpoint", type=Path, help="a local SD1.x, SD2.x or SDXL file or folder (with --image)")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--steps", type=int, default=25)
     parser.add_argument("--scale", type=float, default=5.0, help="guidance scale (5)")
@@ -103,7 +111,7 @@ def parse(argv: Sequence[str] | None) -> Settings:
     parser.add_argument("--out", type=Path, default=OUTPUT, help="folder for the results (output)")
     args = parser.parse_args(argv)
     if args.weight is None:
-        args.weight = 3.0 if args.checkpoint else measure.WEIGHT
+        args.weight = 3.0 if args.checkpoint else WEIGHT
     check(parser, args)
     return Settings(**vars(args))
 
@@ -124,9 +132,9 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
 
 def drawn_people(settings: Settings, pipeline: Pipeline) -> str:
     """Held-out people of the drawn world: returns the table."""
-    judge = measure.default_judge()
-    singles = people.single_cases(settings.people, pipeline.side)
-    pairs = people.pair_cases(max(1, settings.people // 2), pipeline.side)
+    judge = default_judge()
+    singles = single_cases(settings.people, pipeline.side)
+    pairs = pair_cases(max(1, settings.people // 2), pipeline.side)
     recorders = {"one concept": Recorder(moments=(0.2, 0.6, 1.0)), "two concepts": Recorder(moments=(0.2, 0.6, 1.0))}
     groups = (("one concept", singles, settings.variants), ("two concepts", pairs, settings.group_variants))
     total = sum(len(cases) * len(variants) for _, cases, variants in groups) * settings.steps
@@ -138,14 +146,14 @@ def drawn_people(settings: Settings, pipeline: Pipeline) -> str:
             for name, variant in variants.items():
                 with Meter() as meter:
                     done = [
-                        measure.run_case(
+                        run_case(
                             pipeline, case, variant, settings.seeds, settings.steps, judge, settings.weight,
                             settings.scale, bar.update, recorders[concepts] if name == ours and i == 0 else None,
                         )
                         for i, case in enumerate(cases)
                     ]
                 outcomes[concepts, name] = done
-                rows.append((concepts, measure.summarise_variant(name, done), meter.peak_mib))
+                rows.append((concepts, summarise_variant(name, done), meter.peak_mib))
     write_drawn(settings, outcomes, singles, pairs, recorders)
     return drawn_table(rows)
 
@@ -155,23 +163,18 @@ def warm_up(pipeline: Pipeline) -> None:
     pipeline.generate("a picture of a person", [0], steps=2)
 
 
-def drawn_table(rows: Sequence[tuple[str, measure.Row, float | None]]) -> str:
+def drawn_table(rows: Sequence[tuple[str, Row, float]]) -> str:
     """The table of measured effects."""
     lines = ["| concepts | variant | cases | identity similarity | faces found | colour distance | prompt accuracy "
              "| s a picture | peak MiB |", "|---|---|---|---|---|---|---|---|---|"]
     for concepts, r, peak in rows:
         lines.append(f"| {concepts} | {r.variant} | {r.identity.count} | {r.identity} | {r.found:.0%} "
-                     f"| {r.colour or '-'} | {r.prompt} | {r.seconds:.2f} | {memory(peak)} |")
+                     f"| {r.colour or '-'} | {r.prompt} | {r.seconds:.2f} | {peak:.0f} |")
     return "\n".join(lines)
 
 
-def memory(peak: float | None) -> str:
-    """Mebibytes, or why there are none."""
-    return "not measured here" if peak is None else f"{peak:.0f}"
-
-
 def write_drawn(
-    settings: Settings, outcomes: dict, singles: Sequence[people.Case], pairs: Sequence[people.Case],
+    settings: Settings, outcomes: dict, singles: Sequence[Case], pairs: Sequence[Case],
     recorders: dict[str, Recorder],
 ) -> None:
     """The contact sheet and the maps."""
@@ -181,17 +184,17 @@ def write_drawn(
         for i, case in enumerate(cases):
             before, after = (scored(name, outcomes[concepts, variant][i]) for name, variant in
                              (("vanilla", vanilla), ("MagicFace", ours)))
-            key = Tile(beside([to_image(c.image * c.mask + 1 - c.mask) for c in case.concepts]), "reference")
+            key = Tile(beside([to_image(c.image * c.mask + 1 - c.mask) for c in case.people]), "reference")
             rows.append((case.prompt, [key, *before, *after]))
-            if len(case.concepts) > 1:
-                placed = scored("MagicFace", outcomes[concepts, measure.PLACED][i])
+            if len(case.people) > 1:
+                placed = scored("MagicFace", outcomes[concepts, PLACED][i])
                 rows.append(("The same, each person given a part of the picture",
                              [strips(case), *EMPTY * len(before), *placed]))
     sheet("Held-out people: the reference, vanilla, MagicFace (same seeds)", rows).save(
         settings.out / "contact_sheet.png")
     maps = []
     for concepts, cases in (("one concept", singles), ("two concepts", pairs)):
-        keys = beside([key_picture(c.image, c.mask) for c in cases[0].concepts])
+        keys = beside([key_picture(c.image, c.mask) for c in cases[0].people])
         picture = to_image(outcomes[concepts, ours][0].images[0])
         maps.append((cases[0].prompt, [Tile(keys, "reference: colour = place"), Tile(picture, "MagicFace"),
                                        *recorded_tiles(recorders[concepts])]))
@@ -202,13 +205,13 @@ def write_drawn(
 EMPTY = [Tile(Image.new("RGB", (1, 1), "white"))]
 
 
-def strips(case: people.Case) -> Tile:
+def strips(case: Case) -> Tile:
     """The regions given to a case's people, in colours."""
-    count = len(case.concepts)
+    count = len(case.people)
     return Tile(label_map(torch.arange(1, count + 1).expand(count, count)), "regions given")
 
 
-def scored(name: str, outcome: measure.Outcome) -> list[Tile]:
+def scored(name: str, outcome: Outcome) -> list[Tile]:
     """A case's pictures with their identity similarity."""
     return [Tile(to_image(image), f"{name}, identity {score:.2f}")
             for image, score in zip(outcome.images, outcome.identity, strict=True)]
@@ -228,7 +231,7 @@ def own_picture(settings: Settings, pipeline: Pipeline) -> str:
             with Meter() as meter:
                 images[name] = pipeline.generate(settings.prompt, settings.seeds, request, settings.steps,
                                                  settings.scale, callback=lambda *_: bar.update(1))
-            lines.append(f"| {name} | {meter.seconds / len(settings.seeds):.2f} | {memory(meter.peak_mib)} |")
+            lines.append(f"| {name} | {meter.seconds / len(settings.seeds):.2f} | {meter.peak_mib:.0f} |")
     tiles = [Tile(to_image(image), "reference")]
     tiles += [Tile(to_image(x), name.split(" (")[0]) for name, made in images.items() for x in made]
     sheet(f"{pipeline.name}: '{settings.word}'", [(settings.prompt, tiles)]).save(settings.out / "contact_sheet.png")
@@ -275,7 +278,3 @@ def finish(settings: Settings, pipeline: Pipeline, table: str) -> None:
     (settings.out / "table.md").write_text(head + table + "\n", encoding="utf-8")
     (settings.out / "settings.json").write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
     print(f"\n{head}{table}\n\nwritten to {settings.out}: contact_sheet.png, maps.png, table.md, settings.json")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,4 +1,7 @@
-"""Drawn people for demonstrations, tables and tests: held-out persons, concepts and prompts."""
+"""Drawn people for demonstrations, tables and tests: held-out persons with a reference picture, and what is asked for.
+
+Everything comes from the numbers and seeds given: who it is, how they are drawn, and the prompt.
+"""
 
 from __future__ import annotations
 
@@ -9,47 +12,28 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from likeness.miniature.world import Identity, Picture, ground_truth, render, sample_identity, sample_picture
+from likeness.miniature.world import (
+    FigureTruth,
+    Identity,
+    Picture,
+    ground_truth,
+    render,
+    sample_identity,
+    sample_picture,
+)
 from likeness.miniature.world.spec import Figure, clothed, sample_figure
 
 
 @dataclass(frozen=True)
 class Person:
-    """A held-out person of the drawn world with one portrait.
-
-    ``image``: ``3 H W``; ``mask``: head with hair, ``1 H W``; ``box``: the face's, in pixels.
-    """
-
-    identity: Identity
-    image: Tensor
-    mask: Tensor
-    box: tuple[float, float, float, float]
-
-
-def draw_person(number: int, size: int) -> Person:
-    """Held-out person ``number``: a plain portrait in a studio, neutral, without accessory."""
-    rng = random.Random(f"persona {number}")
-    identity = sample_identity(rng, True)
-    figure = replace(
-        sample_figure(rng, "portrait", identity), item=None, expression="", centre=(0.5, 0.46), head=0.58, tilt=0.0,
-        word="person", told="",
-    )  # fmt: skip
-    picture = Picture((figure,), "portrait", "studio", "flat", seed=rng.randrange(2**31))
-    truth = ground_truth(picture, size)[0]
-    image = torch.from_numpy(render(picture, size)).permute(2, 0, 1).float() / 255
-    return Person(identity, image, torch.from_numpy(truth.face)[None].float(), truth.box)
-
-
-@dataclass(frozen=True)
-class DrawnConcept:
-    """A held-out person's reference picture.
+    """A person of the drawn world with one reference picture.
 
     Attributes:
         identity: who it is.
         image: ``3 H W`` in [0, 1].
-        mask: ``H W``, head with hair.
+        mask: head with hair, ``H W`` of 0 and 1.
         box: the face's box in pixels.
-        word: word or phrase that stands for them in the prompt.
+        word: word or phrase that stands for them in a prompt.
     """
 
     identity: Identity
@@ -63,7 +47,7 @@ class DrawnConcept:
 class Case:
     """One prompt with its people, left to right."""
 
-    concepts: tuple[DrawnConcept, ...]
+    people: tuple[Person, ...]
     picture: Picture
 
     @property
@@ -74,28 +58,43 @@ class Case:
     @property
     def strips(self) -> tuple[Tensor, ...]:
         """One region for each person: equal upright strips, left to right, ``1 n``."""
-        return torch.eye(len(self.concepts)).split(1)
+        return torch.eye(len(self.people)).split(1)
 
 
-def reference_picture(identity: Identity, rng: random.Random) -> Picture:
-    """A plain portrait: studio, no accessory, neutral."""
-    figure = replace(sample_figure(rng, "portrait", identity), item=None, expression="", action="standing",
-                     centre=(0.5, 0.46), head=0.58, tilt=0.0, word=identity.gender, told="")
+# --- reference pictures -----------------------------------------------------------------------------------------------
+
+
+def draw_person(number: int, side: int) -> Person:
+    """Held-out person ``number``, drawn at ``side`` pixels; called a person. The mask is the head, hair and ears."""
+    rng = random.Random(f"persona {number}")
+    identity = sample_identity(rng, held_out=True)
+    picture = portrait(identity, rng, word="person")
+    truth = ground_truth(picture, side)[0]
+    return _drawn(picture, side, truth, truth.face)
+
+
+def reference_person(identity: Identity, rng: random.Random, side: int) -> Person:
+    """A person drawn at ``side`` pixels, called by their gender. The mask is all of them above the chin."""
+    picture = portrait(identity, rng, word=identity.gender, action="standing")
+    truth = ground_truth(picture, side)[0]
+    above_chin = np.arange(side)[:, None] <= truth.box[3]
+    return _drawn(picture, side, truth, truth.person & above_chin)
+
+
+def portrait(identity: Identity, rng: random.Random, **changes: object) -> Picture:
+    """A plain portrait in a studio: neutral, no accessory; ``changes`` to the figure besides."""
+    plain = {"item": None, "expression": "", "centre": (0.5, 0.46), "head": 0.58, "tilt": 0.0, "told": ""}
+    figure = replace(sample_figure(rng, "portrait", identity), **{**plain, **changes})
     return Picture((figure,), "portrait", "studio", "flat", seed=rng.randrange(2**31))
 
 
-def make_concept(identity: Identity, rng: random.Random, side: int) -> DrawnConcept:
-    """Draw a person's reference picture at ``side`` pixels."""
-    picture = reference_picture(identity, rng)
-    truth = ground_truth(picture, side)[0]
-    rows = np.arange(side)[:, None]
-    mask = truth.person & (rows <= truth.box[3])
+def _drawn(picture: Picture, side: int, truth: FigureTruth, mask: np.ndarray) -> Person:
+    figure = picture.figures[0]
     image = torch.from_numpy(render(picture, side)).permute(2, 0, 1).float() / 255
-    return DrawnConcept(identity, image, torch.from_numpy(mask).float(), truth.box, identity.gender)
+    return Person(figure.identity, image, torch.from_numpy(mask).float(), truth.box, figure.word)
 
 
-def _asked(figure: Figure, word: str) -> Figure:
-    return replace(figure, word=word, told="")
+# --- what is asked for ------------------------------------------------------------------------------------------------
 
 
 def single_cases(count: int, side: int, seed: int = 1000, shot: str | None = "portrait") -> list[Case]:
@@ -104,32 +103,36 @@ def single_cases(count: int, side: int, seed: int = 1000, shot: str | None = "po
     for i in range(count):
         rng = random.Random(seed + i)
         identity = sample_identity(rng, held_out=True)
-        concept = make_concept(identity, rng, side)
+        person = reference_person(identity, rng, side)
         picture = sample_picture(rng, identity, held_out=True, shot=shot)
         picture = replace(picture, style="flat" if i % 3 else picture.style,
-                          figures=(_asked(picture.figures[0], concept.word),))
-        cases.append(Case((concept,), picture))
+                          figures=(_asked(picture.figures[0], person.word),))
+        cases.append(Case((person,), picture))
     return cases
 
 
 def pair_cases(count: int, side: int, seed: int = 2000) -> list[Case]:
     """Prompts with a woman and a man side by side, each a held-out person.
 
-    Their concepts are phrases ("woman wearing a red shirt"): the bare words are alike, and the clothes' words hold the
+    They are called by phrases ("woman wearing a red shirt"): the bare words are alike, and the clothes' words hold the
     two apart in the semantic map. No expression is told, so that eyes are open and faces can be compared.
     """
     cases = []
     for i in range(count):
         rng = random.Random(seed + i)
-        pair = [_of_gender(rng, gender) for gender in ("woman", "man")]
-        concepts = tuple(make_concept(identity, rng, side) for identity in pair)
-        drawn = [sample_figure(rng, "portrait", c.identity, j, 2) for j, c in enumerate(concepts)]
+        identities = [_of_gender(rng, gender) for gender in ("woman", "man")]
+        pair = [reference_person(identity, rng, side) for identity in identities]
+        drawn = [sample_figure(rng, "portrait", identity, j, 2) for j, identity in enumerate(identities)]
         plain = [replace(figure, action="standing", item=None, expression="") for figure in drawn]
-        figures = tuple(_asked(figure, c.word) for figure, c in zip(plain, concepts, strict=True))
-        picture = sample_picture(rng, pair[0], held_out=True)
-        concepts = tuple(replace(c, word=clothed(f)) for c, f in zip(concepts, figures, strict=True))
-        cases.append(Case(concepts, replace(picture, figures=figures, shot="portrait", style="flat")))
+        figures = tuple(_asked(figure, person.word) for figure, person in zip(plain, pair, strict=True))
+        picture = sample_picture(rng, identities[0], held_out=True)
+        people = tuple(replace(person, word=clothed(f)) for person, f in zip(pair, figures, strict=True))
+        cases.append(Case(people, replace(picture, figures=figures, shot="portrait", style="flat")))
     return cases
+
+
+def _asked(figure: Figure, word: str) -> Figure:
+    return replace(figure, word=word, told="")
 
 
 def _of_gender(rng: random.Random, gender: str) -> Identity:

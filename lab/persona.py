@@ -1,44 +1,34 @@
-"""``python run.py persona``: learn a person from a picture and see them in new scenes.
-
-Without arguments a held-out person of the drawn world is learnt on the miniature and shown in three scenes. ``train``
-learns from your own pictures, ``play`` draws prompts with a saved persona; both take ``--checkpoint`` for a local SD1.x
-or SD2.x file instead of the miniature. ``prove`` measures the method on held-out people, ``benchmark``
-its cost.
-"""
+"""``python run.py persona``: learn a person from a picture and see them in new scenes."""
 
 from __future__ import annotations
 
 import argparse
-import importlib
+import inspect
 import json
 import logging
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from lab.people import draw_person
 from lab.persona_defaults import miniature_request
-from likeness.core.errors import LikenessError, bad_input
+from lab.verbs import elsewhere, run_verb
+from likeness.core.errors import bad_input
 from likeness.core.persona.persona import Persona
 from likeness.core.persona.stages import LATE_CHOICES
 from likeness.core.persona.tandem import TandemConfig
+from likeness.drawing.sheets import grid, to_picture
 from likeness.formats.persona import load_persona, save_persona
-from likeness.hosts.diffusers.miniature import miniature_host
-from likeness.hosts.diffusers.persona import (
-    PersonaHost,
-    ddim_timesteps,
-    image_width,
-    persona_contexts,
-    plain_contexts,
-    play,
-    prepare_photo,
-)
-from likeness.hosts.diffusers.pipeline import checkpoint_host
+from likeness.hosts.diffusers.checkpoints import load_checkpoint
+from likeness.hosts.diffusers.miniature import miniature
+from likeness.hosts.diffusers.persona import image_width, prepare_photo
+from likeness.hosts.diffusers.pipeline import Personas, Pipeline
+from likeness.miniature.faces import MiniatureDetector, MiniatureEmbedder
 from likeness.training.persona.identity import Identifier
 from likeness.training.persona.photos import Photo, clipseg_mask, ellipse_mask, fit, load_picture
 from likeness.training.persona.request import PersonaTraining, StepReport
@@ -48,8 +38,6 @@ from likeness.training.persona.trainer import PersonaTrainer, train
 logger = logging.getLogger("likeness")
 
 PLACEHOLDER = "S*"
-#: Subcommands that live in other folders.
-ELSEWHERE = {"prove": "..evaluation.persona", "benchmark": "..benchmarks.persona"}
 SCENES = (
     "a picture of a S* wearing a red sweater, portrait, in the snow",
     "a picture of a S* wearing a blue suit, portrait, on the beach",
@@ -57,71 +45,59 @@ SCENES = (
 )
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command's options."""
-    root = argparse.ArgumentParser(prog="run.py persona", description=__doc__.split("\n\n")[0])
-    root.set_defaults(command="demo")
-    commands = root.add_subparsers(dest="command")
-    demo = commands.add_parser("demo", help="learn a drawn person and show three scenes (the default)")
-    demo.add_argument("--person", type=int, default=3, help="number of the held-out person (default 3, an average one)")
-    learn = commands.add_parser("train", help="learn from pictures")
-    learn.add_argument("--image", nargs="+", required=True, help="one or more pictures of the same person or thing")
-    learn.add_argument("--mask", nargs="+", default=[], help="masks, white where the person is; one each, or one")
-    learn.add_argument("--clipseg", help="folder with CLIPSeg weights, to make the masks")
-    learn.add_argument("--supercategory", help="the plain word: face, cat, cup (default: face; miniature: person)")
-    learn.add_argument("--style", action="store_true", help="learn a manner of drawing")
-    draw = commands.add_parser("play", help="draw prompts with a saved persona")
-    draw.add_argument("--persona", required=True, help="the persona file")
-    draw.add_argument("--prompt", nargs="+", required=True, help=f"prompts with {PLACEHOLDER} in them")
-    for sub in (demo, learn):
-        _training_options(sub)
-    for sub in (demo, draw):
-        sub.add_argument("--play-steps", type=int, default=30, help="DDIM steps (default 30)")
-        sub.add_argument("--guidance", type=float, default=6.0, help="classifier-free guidance (default 6)")
-        sub.add_argument("--negative", default="", help="negative prompt")
-    for sub in (demo, learn, draw):
-        sub.add_argument("--checkpoint", help="a local SD1.x or SD2.x file or folder; default: the miniature")
-        sub.add_argument("--out", default="output/persona", help="folder for results (default output/persona)")
-        sub.add_argument("--seed", type=int, default=0, help="seed of training and drawing")
-    return root
+def parser(verb: str) -> argparse.ArgumentParser:
+    """The options of ``demo``, ``train`` or ``play``."""
+    command, about = VERBS[verb]
+    out = argparse.ArgumentParser(prog=f"run.py persona {verb}", description=inspect.getdoc(command) or about)
+    if verb == "demo":
+        out.add_argument("--person", type=int, default=3, help="number of the held-out person (default 3)")
+    if verb == "train":
+        out.add_argument("--image", nargs="+", required=True, help="one or more pictures of the same person or thing")
+        out.add_argument("--mask", nargs="+", default=[], help="masks, white where the person is; one each, or one")
+        out.add_argument("--clipseg", help="folder with CLIPSeg weights, to make the masks")
+        out.add_argument("--supercategory", help="the plain word: face, cat, cup (default: face; miniature: person)")
+        out.add_argument("--style", action="store_true", help="learn a manner of drawing")
+    if verb == "play":
+        out.add_argument("--persona", required=True, help="the persona file")
+        out.add_argument("--prompt", nargs="+", required=True, help=f"prompts with {PLACEHOLDER} in them")
+    if verb in ("demo", "train"):
+        _training_options(out)
+    if verb in ("demo", "play"):
+        out.add_argument("--play-steps", type=int, default=30, help="DDIM steps (default 30)")
+        out.add_argument("--guidance", type=float, default=6.0, help="classifier-free guidance (default 6)")
+        out.add_argument("--negative", default="", help="negative prompt")
+    out.add_argument("--checkpoint", help="a local SD1.x, SD2.x or SDXL file or folder; default: the miniature")
+    out.add_argument("--out", default="output/persona", help="folder for results (default output/persona)")
+    out.add_argument("--seed", type=int, default=0, help="seed of training and drawing")
+    return out
 
 
-def _training_options(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("--steps", type=int, help="training steps (default 1000; miniature 150)")
-    sub.add_argument("--batch", type=int, help="samples a step (default 2)")
-    sub.add_argument("--learning-rate", type=float, help="AdamW's step size (default 1e-4; miniature 2e-3)")
-    sub.add_argument("--tokens", type=int, help="words per persona (default 4; miniature 8)")
-    sub.add_argument("--stages", choices=("fixed", "iou"), help="fixed bounds, or from attention after a warm-up")
-    sub.add_argument("--low", type=int, help="lowest timestep of the dynamic stage (default 400; miniature 500)")
-    sub.add_argument("--high", type=int, help="highest timestep of the dynamic stage (default 800; miniature 900)")
-    sub.add_argument("--late", choices=LATE_CHOICES,
+def _training_options(out: argparse.ArgumentParser) -> None:
+    out.add_argument("--steps", type=int, help="training steps (default 1000; miniature 150)")
+    out.add_argument("--batch", type=int, help="samples a step (default 2)")
+    out.add_argument("--learning-rate", type=float, help="AdamW's step size (default 1e-4; miniature 2e-3)")
+    out.add_argument("--tokens", type=int, help="words per persona (default 4; miniature 8)")
+    out.add_argument("--stages", choices=("fixed", "iou"), help="fixed bounds, or from attention after a warm-up")
+    out.add_argument("--low", type=int, help="lowest timestep of the dynamic stage (default 400; miniature 500)")
+    out.add_argument("--high", type=int, help="highest timestep of the dynamic stage (default 800; miniature 900)")
+    out.add_argument("--late", choices=LATE_CHOICES,
                      help="below the stage: the last words held (default), or the plain word (miniature's default)")
-    sub.add_argument("--tandem", type=float, help="weight of Tandem Equilibrium (default 0.001); 0: off")
-    sub.add_argument("--precision", choices=("fp32", "bf16"), help="compute type (default fp32)")
-    sub.add_argument("--identity", type=float, help="weight of the identity loss (miniature only; default 0)")
-    sub.add_argument("--checkpointing", action="store_true", default=None, help="less memory, more time")
-    sub.add_argument("--resume", action="store_true", help="go on with the unfinished training in --out")
-    sub.add_argument("--name", default="persona", help="name of the persona file (default persona)")
+    out.add_argument("--tandem", type=float, help="weight of Tandem Equilibrium (default 0.001); 0: off")
+    out.add_argument("--precision", choices=("fp32", "bf16"), help="compute type (default fp32)")
+    out.add_argument("--identity", type=float, help="weight of the identity loss (miniature only; default 0)")
+    out.add_argument("--checkpointing", action="store_true", default=None, help="less memory, more time")
+    out.add_argument("--resume", action="store_true", help="go on with the unfinished training in --out")
+    out.add_argument("--name", default="persona", help="name of the persona file (default persona)")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; user errors end with their message and status 2."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    given = list(sys.argv[1:] if argv is None else argv)
-    if not given or (given[0].startswith("--") and given[0] not in ("--help",)):
-        given = ["demo", *given]
-    if given[0] in ELSEWHERE:
-        return importlib.import_module(ELSEWHERE[given[0]], __package__).main(given[1:])
-    options = parser().parse_args(given)
-    try:
-        return {"demo": demo, "train": learn, "play": draw}[options.command](options)
-    except LikenessError as error:
-        logger.error("persona: %s", error)
-        return 2
+    """Command line; returns the exit code."""
+    return run_verb("persona", "PersonaMagic: a persona is learnt from pictures and spoken in prompts.", VERBS, argv)
 
 
-def _host(options: argparse.Namespace) -> tuple[PersonaHost, int]:
-    return checkpoint_host(options.checkpoint) if options.checkpoint else miniature_host()
+def base_model(options: argparse.Namespace) -> Pipeline:
+    """The checkpoint that was asked for, in float32 because it may be trained on, or the miniature."""
+    return load_checkpoint(options.checkpoint, dtype=torch.float32) if options.checkpoint else miniature()
 
 
 def request_of(options: argparse.Namespace) -> PersonaTraining:
@@ -140,7 +116,7 @@ def request_of(options: argparse.Namespace) -> PersonaTraining:
 
 def run_training(
     options: argparse.Namespace,
-    host: PersonaHost,
+    pipeline: Pipeline,
     photos: list[Photo],
     request: PersonaTraining,
     pictures: list[Tensor],
@@ -150,7 +126,7 @@ def run_training(
     identify = None
     if request.identity > 0:
         photos, identify = _with_identity(options, photos, pictures)
-    trainer = PersonaTrainer(replace(request, image_width=image_width(photos[0])), host, photos, identify)
+    trainer = PersonaTrainer(replace(request, image_width=image_width(photos[0])), pipeline, photos, identify)
     state = out / f"{options.name}.state"
     if options.resume and state.is_file():
         load_state(trainer, state)
@@ -167,8 +143,6 @@ def _with_identity(options: argparse.Namespace, photos: list[Photo], pictures: l
         raise bad_input(
             "persona: --identity", "a checkpoint", "the miniature", "ComfyUI's Persona Train takes real ones."
         )
-    from likeness.miniature.faces import MiniatureDetector, MiniatureEmbedder
-
     identifier = Identifier(MiniatureEmbedder())
     faces = MiniatureDetector().detect(torch.stack(pictures))
     marked = [identifier.reference(*row) for row in zip(photos, pictures, faces, strict=True)]
@@ -193,16 +167,17 @@ class Reporter:
         logger.info("%s %d of %d, loss %.4f, about %.0f s left", kind, report.step, report.total, mean, left)
 
 
-def learn(options: argparse.Namespace) -> int:
-    """``train``: from the user's pictures."""
-    host, size = _host(options)
+def learn(argv: Sequence[str]) -> int:
+    """Learn a persona from your own pictures, and save it."""
+    options = parser("train").parse_args(argv)
+    pipeline = base_model(options)
     request = request_of(options)
     pictures = [load_picture(path) for path in options.image]
     if len(options.mask) not in (0, 1, len(pictures)):
         raise bad_input("persona: --mask", f"{len(options.mask)} masks", "one for each picture, or one", "")
     masks = [_mask(options, request.supercategory, i, picture) for i, picture in enumerate(pictures)]
-    photos = [prepare_photo(host, p, m, size) for p, m in zip(pictures, masks, strict=True)]
-    run_training(options, host, photos, request, [fit(picture, size) for picture in pictures])
+    photos = [prepare_photo(pipeline, p, m, pipeline.side) for p, m in zip(pictures, masks, strict=True)]
+    run_training(options, pipeline, photos, request, [fit(picture, pipeline.side) for picture in pictures])
     return 0
 
 
@@ -216,8 +191,6 @@ def _mask(options: argparse.Namespace, word: str, index: int, picture: Tensor) -
         return clipseg_mask(picture, word, options.clipseg)
     if options.checkpoint:
         raise bad_input("persona: --mask", "none", "--mask or --clipseg", "Paint the person white on black.")
-    from likeness.miniature.faces import MiniatureDetector
-
     faces = MiniatureDetector().detect(picture[None])[0]
     if not faces:
         raise bad_input(
@@ -229,72 +202,58 @@ def _mask(options: argparse.Namespace, word: str, index: int, picture: Tensor) -
 # --- drawing ------------------------------------------------------------------------------------------------------
 
 
-@torch.no_grad()
 def draw_prompts(
-    host: PersonaHost, prompts: Sequence[str], persona: Persona, size: int, options: argparse.Namespace
-) -> Tensor:
-    """One picture a prompt, ``B 3 H W`` in [0, 1]."""
-    made = []
-    for i, prompt in enumerate(prompts):
-        contexts = persona_contexts(host, prompt, {PLACEHOLDER: persona}, ddim_timesteps(options.play_steps))
-        made.append(_sample(host, contexts, size, options, options.seed + i))
-    return torch.cat(made)
+    pipeline: Pipeline, prompts: Sequence[str], personas: Personas, options: argparse.Namespace
+) -> list[Tensor]:
+    """One picture ``3 H W`` in [0, 1] a prompt."""
+    return [
+        pipeline.generate(
+            prompt, [options.seed + i], steps=options.play_steps, scale=options.guidance, negative=options.negative,
+            personas=personas,
+        )[0]
+        for i, prompt in enumerate(prompts)
+    ]  # fmt: skip
 
 
-def _sample(host: PersonaHost, contexts: object, size: int, options: argparse.Namespace, seed: int) -> Tensor:
-    noise = torch.randn(1, 4, size // 8, size // 8, generator=torch.Generator().manual_seed(seed)).to(host.device)
-    latents = play(host, contexts, noise, options.negative, options.play_steps, options.guidance)
-    return host.decode_image(latents).clamp(0, 1)
-
-
-class Plain:
-    """An ordinary prompt where staged contexts are expected: the same at every timestep."""
-
-    def __init__(self, host: PersonaHost, prompt: str) -> None:
-        self.contexts = plain_contexts(host, [prompt])
-
-    def at(self, timestep: float) -> object:
-        """``1 L C`` contexts."""
-        return self.contexts
-
-
-def draw(options: argparse.Namespace) -> int:
-    """``play``: pictures of prompts with a saved persona."""
-    host, size = _host(options)
+def draw(argv: Sequence[str]) -> int:
+    """Draw pictures of prompts with a saved persona."""
+    options = parser("play").parse_args(argv)
+    pipeline = base_model(options)
     persona = load_persona(options.persona)
-    pictures = draw_prompts(host, options.prompt, persona, size, options)
-    for i, picture in enumerate(pictures):
-        path = save_picture(picture, Path(options.out) / f"{persona.name}_{i + 1}.png")
+    for i, pixels in enumerate(draw_prompts(pipeline, options.prompt, {PLACEHOLDER: persona}, options)):
+        path = save(to_picture(pixels), Path(options.out) / f"{persona.name}_{i + 1}.png")
         logger.info("%s: %s", path, options.prompt[i])
     return 0
 
 
-def demo(options: argparse.Namespace) -> int:
-    """The default: a held-out drawn person, learnt and shown in three scenes beside the plain prompts."""
-    host, size = _host(options)
-    person = draw_person(options.person, size)
-    photo = prepare_photo(host, person.image, person.mask, size)
-    persona, history = run_training(options, host, [photo], request_of(options), [person.image])
-    ours = draw_prompts(host, SCENES, persona, size, options)
-    plain = [
-        _sample(host, Plain(host, prompt.replace(PLACEHOLDER, persona.supercategory)), size, options, options.seed + i)
-        for i, prompt in enumerate(SCENES)
-    ]
-    blank = torch.ones_like(person.image)
-    rows = [[person.image.cpu(), *(p.cpu() for p in ours)], [blank, *(p[0].cpu() for p in plain)]]
-    sheet = torch.cat([torch.cat(row, dim=2) for row in rows], dim=1)
-    path = save_picture(sheet, Path(options.out) / f"{options.name}_sheet.png")
+def demo(argv: Sequence[str]) -> int:
+    """Learn a held-out drawn person and show them in three scenes beside the plain prompts."""
+    options = parser("demo").parse_args(argv)
+    pipeline = base_model(options)
+    person = draw_person(options.person, pipeline.side)
+    photo = prepare_photo(pipeline, person.image, person.mask, pipeline.side)
+    persona, history = run_training(options, pipeline, [photo], request_of(options), [person.image])
+    ours = draw_prompts(pipeline, SCENES, {PLACEHOLDER: persona}, options)
+    plain = [prompt.replace(PLACEHOLDER, persona.supercategory) for prompt in SCENES]
+    rows = [[person.image, *ours], [torch.ones_like(person.image), *draw_prompts(pipeline, plain, {}, options)]]
+    path = save(grid(rows), Path(options.out) / f"{options.name}_sheet.png")
     record = {"prompts": SCENES, "loss": history, "training": persona.training}
     path.with_suffix(".json").write_text(json.dumps(record, indent=1))
     logger.info("%s: the photo and the persona in three scenes; below, the same prompts without it", path)
     return 0
 
 
-def save_picture(picture: Tensor, path: Path) -> Path:
-    """``3 H W`` in [0, 1] to a PNG."""
-    from PIL import Image
-
+def save(picture: Image.Image, path: Path) -> Path:
+    """Write a PNG, its folder included."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = (picture.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
-    Image.fromarray(pixels).save(path)
+    picture.save(path)
     return path
+
+
+VERBS = {
+    "demo": (demo, "learn a held-out drawn person and show three scenes"),
+    "train": (learn, "learn a persona from your own pictures"),
+    "play": (draw, "draw prompts with a saved persona"),
+    "prove": (elsewhere("lab.evaluation.persona"), "measure every effect on held-out people and print the tables"),
+    "benchmark": (elsewhere("lab.benchmarks.persona"), "what a training step and a sampling step cost"),
+}

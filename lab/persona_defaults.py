@@ -55,5 +55,3 @@ def miniature_request(**changes: object) -> PersonaTraining:
         residual_dropout=0.25,
     )
     return replace(base, **changes)
-
-

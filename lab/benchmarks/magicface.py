@@ -1,4 +1,4 @@
-"""``python run.py benchmark``: what MagicFace costs a step, beside vanilla, the limit, and a naive implementation.
+"""``python run.py magicface benchmark``: what MagicFace costs a step, beside vanilla, the limit, and a naive way.
 
 A UNet of SD1.5's (or SDXL's) shape with random weights; every variant is timed once a round, in a new order each
 round, in one process, so that ratios hold when the machine's speed drifts. A run is two steps: one of RSA, one of RBA
@@ -22,7 +22,7 @@ import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
 from torch import Tensor
 
-from lab.benchmarks.measure import Measure, device_name, measure, now
+from lab.benchmarks.measure import Meter, device_name, measure, now
 from lab.benchmarks.naive import NaiveMagicFace
 from likeness.core.magicface.cache import ReferenceCache
 from likeness.core.magicface.call import MagicFaceCall
@@ -181,7 +181,7 @@ def limit(name: str) -> float | None:
     return (2 + int(name.rsplit(" ", 1)[1])) / 2 if name.startswith("ours,") else None
 
 
-def table(results: dict[str, list[Measure]]) -> str:
+def table(results: dict[str, list[Meter]]) -> str:
     """Markdown: medians, the ratio of the medians, the ratio of the fastest runs, and the limit."""
     rows = [
         "| variant | s / step | x vanilla | fastest, x vanilla | limit | peak MiB | above vanilla MiB |",
@@ -190,9 +190,9 @@ def table(results: dict[str, list[Measure]]) -> str:
     base = results["vanilla"]
     for name, measures in results.items():
         ratio, fastest = (of(m.seconds for m in measures) / of(b.seconds for b in base) for of in (median, min))
-        peak = median(m.peak_mib for m in measures)
+        peak = median(m.above_mib for m in measures)
         bound = f"{limit(name):.2f}" if limit(name) else ""
-        above = peak - median(b.peak_mib for b in base)
+        above = peak - median(b.above_mib for b in base)
         seconds = median(m.seconds for m in measures) / STEPS
         ratios = f"{ratio:.2f} | {fastest:.2f} | {bound}"
         rows.append(f"| {name} | {seconds:.3f} | {ratios} | {peak:.0f} | {above:.0f} |")
@@ -201,7 +201,8 @@ def table(results: dict[str, list[Measure]]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="run.py benchmark", description=__doc__)
+    parser = argparse.ArgumentParser(prog="run.py magicface benchmark", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=sorted(SHAPES), default="sd15")
     parser.add_argument("--size", type=int, default=512, help="picture side in pixels")
     parser.add_argument("--references", type=int, nargs="+", default=[1, 2], metavar="N")
@@ -216,7 +217,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     bench = Bench.make(args.shape, args.size, device, dtype)
     log.info("warming up the caches, two steps for each number of references")
     work = variants(bench, args.references, args.naive)
-    results: dict[str, list[Measure]] = {name: [] for name in work}
+    results: dict[str, list[Meter]] = {name: [] for name in work}
     for index in range(args.rounds):
         for name in random.Random(index).sample(list(work), len(work)):  # what runs after what must not matter
             results[name].append(measure(work[name], device))

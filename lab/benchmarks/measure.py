@@ -1,27 +1,101 @@
-"""Time and peak memory of a piece of work, on the CPU or on CUDA."""
+"""Time and memory of a piece of work, on the CPU or on CUDA."""
 
 from __future__ import annotations
 
 import ctypes
 import gc
-import os
 import platform
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
+import psutil
 import torch
 
 MIB = 1024 * 1024
+INTERVAL = 0.005  # seconds between two looks at the process's memory; no system tells a block's peak afterwards
 
 
-@dataclass(frozen=True)
-class Measure:
-    """Seconds, and mebibytes at the peak above what was in use before."""
+class Meter:
+    """Measures a ``with`` block.
 
-    seconds: float
-    peak_mib: float
+    Args:
+        device: where the work is done; None: CUDA where there is one.
+
+    Attributes:
+        seconds: wall-clock time, until everything asked of the device is done.
+        peak_mib: the most memory in use during the block: allocated on CUDA, elsewhere resident of this process.
+        above_mib: how much of it is above what was in use before.
+    """
+
+    seconds: float = 0.0
+    peak_mib: float = 0.0
+    above_mib: float = 0.0
+
+    def __init__(self, device: torch.device | None = None) -> None:
+        self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._memory = _CudaPeak(self.device) if self.device.type == "cuda" else _ProcessPeak()
+
+    def __enter__(self) -> Meter:
+        gc.collect()
+        self._before = self._memory.start()
+        self._started = now(self.device)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.seconds = now(self.device) - self._started
+        peak = self._memory.stop()
+        self.peak_mib, self.above_mib = peak / MIB, max(0, peak - self._before) / MIB
+
+
+class _CudaPeak:
+    """Bytes allocated by torch on a device."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    def start(self) -> int:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(self.device)
+        return torch.cuda.memory_allocated(self.device)
+
+    def stop(self) -> int:
+        return torch.cuda.max_memory_allocated(self.device)
+
+
+class _ProcessPeak:
+    """Resident bytes of this process, looked at while the work runs."""
+
+    def __init__(self) -> None:
+        self._process, self._done = psutil.Process(), threading.Event()
+
+    def start(self) -> int:
+        if platform.libc_ver()[0] == "glibc":  # what is free goes back, so that the work's own use shows
+            ctypes.CDLL(None).malloc_trim(0)
+        self._done.clear()
+        self._peak = before = self._resident()
+        self._watcher = threading.Thread(target=self._watch, daemon=True)
+        self._watcher.start()
+        return before
+
+    def stop(self) -> int:
+        self._done.set()
+        self._watcher.join()
+        return max(self._peak, self._resident())
+
+    def _watch(self) -> None:
+        while not self._done.wait(INTERVAL):
+            self._peak = max(self._peak, self._resident())
+
+    def _resident(self) -> int:
+        return self._process.memory_info().rss
+
+
+def measure(work: Callable[[], object], device: torch.device) -> Meter:
+    """Run ``work`` once and measure it."""
+    with Meter(device) as meter:
+        work()
+    return meter
 
 
 def now(device: torch.device) -> float:
@@ -29,52 +103,6 @@ def now(device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
-
-
-def measure(work: Callable[[], object], device: torch.device) -> Measure:
-    """Run ``work`` once and measure it."""
-    gc.collect()
-    return _cuda(work, device) if device.type == "cuda" else _cpu(work)
-
-
-def _cuda(work: Callable[[], object], device: torch.device) -> Measure:
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats(device)
-    before = torch.cuda.memory_allocated(device)
-    started = now(device)
-    work()
-    seconds = now(device) - started
-    return Measure(seconds, (torch.cuda.max_memory_allocated(device) - before) / MIB)
-
-
-def _cpu(work: Callable[[], object]) -> Measure:
-    """Resident memory is sampled every 5 ms while the work runs (Linux; elsewhere memory reads as 0)."""
-    if platform.libc_ver()[0] == "glibc":
-        ctypes.CDLL(None).malloc_trim(0)
-    before, peak, done = _resident(), [0], threading.Event()
-
-    def watch() -> None:
-        while not done.wait(0.005):
-            peak[0] = max(peak[0], _resident())
-
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
-    started = time.perf_counter()
-    try:
-        work()
-    finally:
-        seconds = time.perf_counter() - started
-        done.set()
-        watcher.join()
-    return Measure(seconds, max(0, peak[0] - before) / MIB)
-
-
-def _resident() -> int:
-    try:
-        with open("/proc/self/statm") as file:
-            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except OSError:
-        return 0
 
 
 def device_name(device: torch.device) -> str:

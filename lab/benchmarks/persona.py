@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from lab.benchmarks.measure import device_name, measure
-from likeness.hosts.diffusers.persona import PersonaHost, clip_text, ddim_timesteps, persona_contexts
+from likeness.hosts.diffusers.persona import clip_text, persona_contexts
+from likeness.hosts.diffusers.pipeline import LATENT_FACTOR, Pipeline
 from likeness.training.persona.photos import Photo
 from likeness.training.persona.request import PersonaTraining
 from likeness.training.persona.trainer import PersonaTrainer
@@ -46,8 +47,8 @@ class Words:
         return [sum(map(ord, word)) % 49000 for word in text.split()]
 
 
-def random_host(shape: str, device: torch.device, dtype: torch.dtype = torch.float32) -> tuple[PersonaHost, int]:
-    """A UNet and text encoder of a known shape with random weights, and the latent side."""
+def random_pipeline(shape: str, device: torch.device, dtype: torch.dtype = torch.float32) -> Pipeline:
+    """A UNet and text encoder of a known shape with random weights."""
     from diffusers import UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -62,36 +63,36 @@ def random_host(shape: str, device: torch.device, dtype: torch.dtype = torch.flo
             num_attention_heads=text_heads, eos_token_id=49407, bos_token_id=49406,
         )
     )  # fmt: skip
-    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
-    host = PersonaHost(
+    return Pipeline(
         unet=unet.eval().to(device, dtype),
         text=clip_text(text.eval().to(device)),
         tokenizer=Words(),
         encode_image=lambda x: x,
         decode_image=lambda x: x,
-        alphas_cumprod=(1 - betas).cumprod(0).float().to(device),
+        side=side * LATENT_FACTOR,
+        name=shape,
     )
-    return host, side
 
 
-def random_trainer(host: PersonaHost, side: int, batch: int, precision: str) -> PersonaTrainer:
+def random_trainer(pipeline: Pipeline, batch: int, precision: str) -> PersonaTrainer:
     """A trainer on one random photo, all default terms on."""
-    device = host.device
+    device, side = pipeline.device, pipeline.side // LATENT_FACTOR
     photo = Photo(
         torch.randn(4, side, side, device=device), torch.ones(1, side, side, device=device), torch.randn(512).to(device)
     )
-    return PersonaTrainer(PersonaTraining(batch=batch, precision=precision), host, [photo])
+    return PersonaTrainer(PersonaTraining(batch=batch, precision=precision), pipeline, [photo])
 
 
-def limit_step(host: PersonaHost, side: int, batch: int, precision: str) -> Callable[[], None]:
+def limit_step(pipeline: Pipeline, batch: int, precision: str) -> Callable[[], None]:
     """One forward and one activation-only backward of the UNet, nothing else."""
-    device, width = host.device, sum(host.text.widths)
+    device, width = pipeline.device, sum(pipeline.text.widths)
+    side = pipeline.side // LATENT_FACTOR
     noisy = torch.randn(batch, 4, side, side, device=device)
     times = torch.full((batch,), 600, device=device)
     contexts = [torch.randn(batch, 77, width, device=device, requires_grad=True) for _ in range(2)]
 
     def step() -> None:
-        with host.open() as denoise, torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+        with pipeline.open() as denoise, torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
             denoise(noisy, times, *contexts).float().square().mean().backward()
 
     return step
@@ -120,20 +121,20 @@ def alternate(works: dict[str, Callable[[], None]], rounds: int, device: torch.d
             spent = time.process_time() - before
             if turn:  # the first round warms up
                 taken[name].append(spent if busy else result.seconds)
-                peaks[name] = max(peaks[name], result.peak_mib)
+                peaks[name] = max(peaks[name], result.above_mib)
     return {name: Timing(statistics.median(taken[name]), peaks[name]) for name in works}
 
 
-def training_rows(host: PersonaHost, side: int, batch: int, precision: str, rounds: int, busy: bool) -> list[str]:
+def training_rows(pipeline: Pipeline, batch: int, precision: str, rounds: int, busy: bool) -> list[str]:
     """The limit and a full training step."""
-    trainer = random_trainer(host, side, batch, precision)
+    trainer = random_trainer(pipeline, batch, precision)
 
     def step() -> None:
-        with host.open() as denoise:
+        with pipeline.open() as denoise:
             trainer.advance(denoise, (400, 800))
 
-    works = {"limit": limit_step(host, side, batch, precision), "step": step}
-    found = alternate(works, rounds, host.device, busy)
+    works = {"limit": limit_step(pipeline, batch, precision), "step": step}
+    found = alternate(works, rounds, pipeline.device, busy)
     limit, full = found["limit"], found["step"]
     ratio = full.seconds / limit.seconds
     return [
@@ -144,21 +145,21 @@ def training_rows(host: PersonaHost, side: int, batch: int, precision: str, roun
 
 
 @torch.no_grad()
-def sampling_rows(host: PersonaHost, side: int, rounds: int, busy: bool, steps: int = 50) -> list[str]:
+def sampling_rows(pipeline: Pipeline, rounds: int, busy: bool, steps: int = 50) -> list[str]:
     """A guided step with plain and with persona contexts, and the text side of a whole schedule spread over it."""
-    trainer = random_trainer(host, side, 1, "fp32")
-    persona, device = trainer.persona(), host.device
-    schedule = ddim_timesteps(steps)
-    contexts = persona_contexts(host, "a photo of S* in the snow", {"S*": persona}, schedule)
+    trainer = random_trainer(pipeline, 1, "fp32")
+    persona, device, side = trainer.persona(), pipeline.device, pipeline.side // LATENT_FACTOR
+    schedule = pipeline.scheduler(steps).timesteps.tolist()
+    contexts = persona_contexts(pipeline, "a photo of S* in the snow", {"S*": persona}, schedule)
     noisy, times = torch.randn(2, 4, side, side, device=device), torch.full((2,), 601, device=device)
 
     def vanilla() -> None:
         key: Tensor = contexts.early.key.expand(2, -1, -1)
         for _ in range(TOGETHER):
-            host.unet(noisy, times, encoder_hidden_states=key)
+            pipeline.unet(noisy, times, encoder_hidden_states=key)
 
     def spoken() -> None:
-        with host.open() as denoise:  # once a run, as in playing
+        with pipeline.open() as denoise:  # once a run, as in playing
             for _ in range(TOGETHER):
                 key, value = (x.expand(2, -1, -1) for x in contexts.at(601))
                 denoise(noisy, times, key, value)
@@ -166,7 +167,7 @@ def sampling_rows(host: PersonaHost, side: int, rounds: int, busy: bool, steps: 
     works = {
         "vanilla": vanilla,
         "persona": spoken,
-        "text": lambda: persona_contexts(host, "a photo of S* in the snow", {"S*": persona}, schedule),
+        "text": lambda: persona_contexts(pipeline, "a photo of S* in the snow", {"S*": persona}, schedule),
     }
     found = alternate(works, rounds, device, busy)
     base = found["vanilla"].seconds / TOGETHER
@@ -190,9 +191,10 @@ def main(argv: Sequence[str]) -> int:
     options = parser.parse_args(list(argv))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     shape = options.shape or ("sd15" if device.type == "cuda" else "half")
-    host, side = random_host(shape, device)
+    pipeline = random_pipeline(shape, device)
+    side = pipeline.side // LATENT_FACTOR
     log.info("%s, shape %s, latents %d x %d", device_name(device), shape, side, side)
-    rows = training_rows(host, side, options.batch, options.precision, options.rounds, options.busy)
-    rows += sampling_rows(host, side, options.rounds, options.busy)
+    rows = training_rows(pipeline, options.batch, options.precision, options.rounds, options.busy)
+    rows += sampling_rows(pipeline, options.rounds, options.busy)
     log.info("| | seconds | peak MiB | ratio | bar |\n|---|---|---|---|---|\n%s", "\n".join(rows))
     return 0

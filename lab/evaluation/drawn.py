@@ -12,7 +12,7 @@ from likeness.miniature.referees import ATTRIBUTES, CLASSIFIER_SIDE, load_refere
 from likeness.miniature.world import Picture
 from likeness.miniature.world.spec import ACCESSORIES
 
-#: told in captions but not judged: the classifier does not read it better than chance (miniature/logs/classifier.md)
+#: told in captions, not judged: the classifier does not read it better than chance (lab/miniature/logs/classifier.md)
 NOT_JUDGED = ("expression",)
 
 

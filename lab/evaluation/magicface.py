@@ -54,10 +54,10 @@ def make_request(
         return None
     settings = dict(settings)
     weight = settings.pop("weight", weight)
-    regions = case.strips if settings.pop("placed", False) else [None] * len(case.concepts)
+    regions = case.strips if settings.pop("placed", False) else [None] * len(case.people)
     references: list[Reference] = [
-        pipeline.reference(c.image, c.word, case.prompt, c.mask, weight, region=region)
-        for c, region in zip(case.concepts, regions, strict=True)
+        pipeline.reference(person.image, person.word, case.prompt, person.mask, weight, region=region)
+        for person, region in zip(case.people, regions, strict=True)
     ]
     return MagicFaceRequest(tuple(references), cache=cache or ReferenceCache(), recorder=recorder, **settings)
 
@@ -92,9 +92,9 @@ def default_judge() -> IdentityJudge:
 
 def judge_case(judge: IdentityJudge, case: Case, images: Tensor, seconds: float) -> Outcome:
     """Score the pictures of one case."""
-    references, colour = torch.cat([judge.embed(c.image, [c.box]) for c in case.concepts]), []
-    if len(case.concepts) == 1:
-        only = case.concepts[0]
+    references, colour = torch.cat([judge.embed(person.image, [person.box]) for person in case.people]), []
+    if len(case.people) == 1:
+        only = case.people[0]
         scores = [[score] for score in judge.similarity(images, references[0])]
         colour = judge.colour_distances(images, face_colours(only.image, only.box))
     else:

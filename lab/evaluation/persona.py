@@ -14,6 +14,7 @@ import random
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -28,16 +29,10 @@ from likeness.core.persona.persona import Persona
 from likeness.core.persona.stages import IouCurve, stages_from_iou
 from likeness.core.persona.tandem import TandemConfig, causal_attention, tandem_shares
 from likeness.core.persona.text import Layout, lay_out, splice
-from likeness.hosts.diffusers.miniature import miniature_host
-from likeness.hosts.diffusers.persona import (
-    PersonaHost,
-    ddim_timesteps,
-    image_width,
-    persona_contexts,
-    plain_contexts,
-    play,
-    prepare_photo,
-)
+from likeness.drawing.sheets import grid
+from likeness.hosts.diffusers.miniature import miniature
+from likeness.hosts.diffusers.persona import image_width, prepare_photo
+from likeness.hosts.diffusers.pipeline import Pipeline
 from likeness.miniature.faces import MiniatureDetector, MiniatureEmbedder
 from likeness.miniature.world import Picture, sample_picture
 from likeness.training.persona.photos import Photo
@@ -108,9 +103,6 @@ def persona_prompt(picture: Picture) -> str:
     return picture.caption.replace("a person", f"a {PLACEHOLDER}", 1)
 
 
-# --- textual inversion ------------------------------------------------------------------------------------------------
-
-
 # --- one job ----------------------------------------------------------------------------------------------------------
 
 
@@ -122,63 +114,45 @@ def request_for(settings: Mapping, grid: Grid, photo: Photo, seed: int) -> Perso
     return miniature_request(**{**common, **settings})
 
 
-def train_variant(host: PersonaHost, photo: Photo, settings: Mapping, grid: Grid, seed: int) -> Persona:
+def train_variant(pipeline: Pipeline, photo: Photo, settings: Mapping, grid: Grid, seed: int) -> Persona:
     """Train one variant on one photo."""
     request = request_for(settings, grid, photo, seed)
     if settings.get("inversion"):
         whole = replace(photo, mask=torch.ones_like(photo.mask))
-        return train(InversionTrainer(request, host, [whole]))
-    return train(PersonaTrainer(request, host, [photo]))
+        return train(InversionTrainer(request, pipeline, [whole]))
+    return train(PersonaTrainer(request, pipeline, [photo]))
+
+
+def draw(pipeline: Pipeline, persona: Persona | None, pictures: Sequence[Picture], grid: Grid) -> list[Tensor]:
+    """Per prompt the pictures of all seeds, ``S 3 H W`` in [0, 1]; without a persona of the plain captions."""
+    personas = {} if persona is None else {PLACEHOLDER: persona}
+    return [
+        pipeline.generate(
+            persona_prompt(picture) if personas else picture.caption, [1000 * i + s for s in range(grid.seeds)],
+            steps=grid.play_steps, scale=grid.guidance, personas=personas,
+        )
+        for i, picture in enumerate(pictures)
+    ]  # fmt: skip
 
 
 @torch.no_grad()
-def draw(
-    host: PersonaHost, persona: Persona | None, pictures: Sequence[Picture], grid: Grid, size: int
-) -> list[Tensor]:
-    """Per prompt the pictures of all seeds, ``S 3 H W`` in [0, 1]."""
-    made = []
-    for i, picture in enumerate(pictures):
-        seeds = [1000 * i + s for s in range(grid.seeds)]
-        noise = torch.stack([torch.randn(4, size // 8, size // 8, generator=_generator(s)) for s in seeds])
-        if persona is None:
-            contexts = _Plain(host, picture.caption)
-        else:
-            timesteps = ddim_timesteps(grid.play_steps)
-            contexts = persona_contexts(host, persona_prompt(picture), {PLACEHOLDER: persona}, timesteps)
-        latents = play(host, contexts, noise.to(host.device), steps=grid.play_steps, guidance=grid.guidance)
-        made.append(host.decode_image(latents).clamp(0, 1).cpu())
-    return made
-
-
-def _generator(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-class _Plain:
-    def __init__(self, host: PersonaHost, prompt: str) -> None:
-        self.contexts = plain_contexts(host, [prompt])
-
-    def at(self, timestep: float) -> object:
-        return self.contexts
-
-
-@torch.no_grad()
-def attention_share(host: PersonaHost, persona: Persona, pictures: Sequence[Picture]) -> float:
+def attention_share(pipeline: Pipeline, persona: Persona, pictures: Sequence[Picture]) -> float:
     """Mean phi(Att_S) over prompts and three times of the dynamic stage: 0.5 is balance, 1 all for the persona."""
     low, high = persona.stages.low, persona.stages.high
     times = torch.tensor([low + (high - low) * part // 4 for part in (1, 2, 3)])
     shares = []
     for picture in pictures:
-        layout = lay_out(persona_prompt(picture), {PLACEHOLDER: persona.tokens}, host.tokenizer, host.tokenizer.bos)
-        shares += _shares(host, persona, layout, times)
+        tokenizer = pipeline.tokenizer
+        layout = lay_out(persona_prompt(picture), {PLACEHOLDER: persona.tokens}, tokenizer, tokenizer.bos)
+        shares += _shares(pipeline, persona, layout, times)
     return sum(shares) / len(shares)
 
 
-def _shares(host: PersonaHost, persona: Persona, layout: Layout, times: Tensor) -> list[float]:
+def _shares(pipeline: Pipeline, persona: Persona, layout: Layout, times: Tensor) -> list[float]:
     slots = layout.slots[PLACEHOLDER]
-    words = persona.speaker(times.to(host.device), slots).words
-    embeddings = host.text.embed(layout.ids.expand(len(times), -1).to(host.device))
-    attention = causal_attention(*host.text.last_queries_keys(splice(embeddings, slots, words)))
+    words = persona.speaker(times.to(pipeline.device), slots).words
+    embeddings = pipeline.text.embed(layout.ids.expand(len(times), -1).to(pipeline.device))
+    attention = causal_attention(*pipeline.text.last_queries_keys(splice(embeddings, slots, words)))
     return [float(tandem_shares(one, slots, layout.words, TandemConfig())[0]) for one in attention]
 
 
@@ -197,7 +171,7 @@ class Proof:
         if record.is_file() and json.loads(record.read_text()) != asdict(grid):
             raise SystemExit(f"{folder} holds another grid: {record.read_text()}; choose another --out")
         record.write_text(json.dumps(asdict(grid)))
-        self.host, self.size = miniature_host()
+        self.pipeline = miniature()
         self.judge = IdentityJudge(MiniatureDetector(), MiniatureEmbedder())
 
     def job(self, variant: str, settings: Mapping | None, number: int) -> Scores:
@@ -205,9 +179,9 @@ class Proof:
         path = self.folder / _slug(variant) / f"{number}.json"
         if path.is_file():
             return Scores(**json.loads(path.read_text()))
-        scores, sheet = self._measure(settings, number)
+        scores, rows = self._measure(settings, number)
         path.parent.mkdir(exist_ok=True)
-        save_sheet(sheet, path.with_suffix(".png"))
+        grid([list(chain.from_iterable(rows))]).save(path.with_suffix(".png"))
         path.write_text(json.dumps(asdict(scores)))
         log.info(
             "%s, person %d: identity %.3f, prompt %.3f (%.0f s + %.0f s)", variant, number, _mean(scores.identity),
@@ -218,23 +192,23 @@ class Proof:
     def _measure(self, settings: Mapping | None, number: int) -> tuple[Scores, list[list[Tensor]]]:
         person, pictures = self.person(number)
         started = time.perf_counter()
-        photo = prepare_photo(self.host, person.image, person.mask, self.size)
-        persona = None if settings is None else train_variant(self.host, photo, settings, self.grid, number)
+        photo = prepare_photo(self.pipeline, person.image, person.mask, self.pipeline.side)
+        persona = None if settings is None else train_variant(self.pipeline, photo, settings, self.grid, number)
         trained = time.perf_counter()
-        made = draw(self.host, persona, pictures, self.grid, self.size)
+        made = draw(self.pipeline, persona, pictures, self.grid)
         played = time.perf_counter()
         reference = self.judge.embed(person.image, [person.box])[0]
         identity = [s for images in made for s in self.judge.similarity(images, reference)]
         pairs = zip(made, pictures, strict=True)
         prompt = [s for images, asked in pairs for s in prompt_accuracy(images, [asked] * len(images))]
-        share = None if persona is None else attention_share(self.host, persona, pictures)
+        share = None if persona is None else attention_share(self.pipeline, persona, pictures)
         stages = None if persona is None else (persona.stages.low, persona.stages.high)
         scores = Scores(identity, prompt, share, stages, trained - started, played - trained)
         return scores, [[person.image], *(list(images) for images in made)]
 
     def person(self, number: int) -> tuple[Person, list[Picture]]:
         """Held-out person and prompts."""
-        person = draw_person(number, self.size)
+        person = draw_person(number, self.pipeline.side)
         return person, prompt_pictures(person, self.grid.prompts)
 
     def curve(self, number: int) -> IouCurve:
@@ -243,9 +217,9 @@ class Proof:
         if path.is_file():
             return IouCurve(**{k: tuple(v) for k, v in json.loads(path.read_text()).items()})
         person, _ = self.person(number)
-        photo = prepare_photo(self.host, person.image, person.mask, self.size)
-        trainer = PersonaTrainer(request_for({"stages": "iou"}, self.grid, photo, number), self.host, [photo])
-        with self.host.open() as denoise:
+        photo = prepare_photo(self.pipeline, person.image, person.mask, self.pipeline.side)
+        trainer = PersonaTrainer(request_for({"stages": "iou"}, self.grid, photo, number), self.pipeline, [photo])
+        with self.pipeline.open() as denoise:
             trainer.partition(denoise)
         path.parent.mkdir(exist_ok=True)
         path.write_text(json.dumps(asdict(trainer.curve)))
@@ -270,15 +244,6 @@ def _mean(values: Sequence[float]) -> float:
 
 def _slug(name: str) -> str:
     return "".join(c if c.isalnum() else "_" for c in name).strip("_")
-
-
-def save_sheet(rows: Sequence[Sequence[Tensor]], path: Path) -> None:
-    """Pictures side by side, one row a prompt, the photo first."""
-    from PIL import Image
-
-    columns = [image for row in rows for image in row]
-    sheet = torch.cat(columns, dim=2).clamp(0, 1)
-    Image.fromarray((sheet * 255).byte().permute(1, 2, 0).numpy()).save(path)
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
-"""``python run.py report``: how good the miniature is, measured on captions and people it was never trained on.
+"""``python run.py miniature report``: how good the miniature is, on captions and people it was never trained on.
 
-Writes ``miniature/samples.png`` (pictures for held-out captions), ``miniature/curves.png`` (training losses) and
-``miniature/report.md`` (the tables, MagicFace's variants among them), and prints the tables.
+Writes beside this file ``samples.png`` (pictures for held-out captions), ``curves.png`` (training losses) and
+``report.md`` (the tables, MagicFace's variants among them), and prints the tables.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 from tqdm import tqdm
 
-from lab import people
 from lab.evaluation import magicface
 from lab.evaluation.drawn import prompt_hits, told
 from lab.evaluation.metrics import psnr, sharpness
 from lab.evaluation.referees import drawn
 from lab.miniature.loop import LOGS
+from lab.people import Case, pair_cases, single_cases
 from likeness.drawing.sheets import Tile, sheet, to_image
 from likeness.hosts.diffusers.miniature import miniature
 from likeness.hosts.diffusers.pipeline import Pipeline
@@ -93,7 +93,7 @@ def quality_table(images: Tensor, originals: Tensor, reconstructed: Tensor) -> s
 
 
 def magicface_table(
-    pipeline: Pipeline, cases: Sequence[people.Case], variants: Mapping[str, dict | None], scale: float,
+    pipeline: Pipeline, cases: Sequence[Case], variants: Mapping[str, dict | None], scale: float,
     steps: int = 12,
 ) -> str:
     """Variants of MagicFace (the paper's Fig. 8) over cases, two pictures each, and the change from vanilla."""
@@ -125,7 +125,8 @@ def curves(side: int = 480) -> Image.Image:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="run.py report", description=__doc__)
+    parser = argparse.ArgumentParser(prog="run.py miniature report", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pictures", type=int, default=48, help="held-out captions measured (48)")
     parser.add_argument("--people", type=int, default=24, help="held-out people for MagicFace's variants (24)")
     parser.add_argument("--pairs", type=int, default=16, help="pairs of held-out people for two concepts (16)")
@@ -143,8 +144,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     ]
     sheet("The miniature: captions never trained on, first seeds", rows).save(HERE / "samples.png")
     curves().save(HERE / "curves.png")
-    singles = people.single_cases(args.people, pipeline.side, seed=5000)
-    pairs = people.pair_cases(args.pairs, pipeline.side, seed=6000)
+    singles = single_cases(args.people, pipeline.side, seed=5000)
+    pairs = pair_cases(args.pairs, pipeline.side, seed=6000)
     text = (f"{len(pictures)} held-out people and captions, {pipeline.side} px, {args.steps} DDIM steps, guidance "
             f"{args.scale:g}.\n\n{attribute_table(pictures, images, originals, reconstructed)}\n\n"
             f"{quality_table(images, originals, reconstructed)}\n\n"

@@ -1,7 +1,7 @@
-"""``python run.py train NAME``: retrains a part of the miniature from its seed, or goes on where it stopped.
+"""``python run.py miniature train NAME``: retrains a part of the miniature from its seed, or goes on where it stopped.
 
-Checkpoints lie in ``.state/`` (not under version control), logs in ``miniature/logs/``, weights in
-``miniature/weights/``. Budgets are minutes of wall-clock time, so the same command fits a laptop and a GPU.
+Checkpoints lie in ``.state/`` (not under version control), logs in ``logs/`` beside this file, weights in
+``likeness/miniature/weights/``. Budgets are minutes of wall-clock time, so the same command fits a laptop and a GPU.
 """
 
 from __future__ import annotations
@@ -71,7 +71,8 @@ def _overrides(pairs: Sequence[str]) -> dict:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="run.py train", description=__doc__)
+    parser = argparse.ArgumentParser(prog="run.py miniature train", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=sorted(PARTS))
     parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="settings of the part, e.g. minutes=30")
     args = parser.parse_args(argv)

@@ -21,8 +21,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lab.miniature.loop import Checkpoint, Log, cosine, device
-from likeness.hosts.diffusers.miniature import new_text_encoder, new_unet
-from likeness.hosts.diffusers.pipeline import load_text_weights, scheduler
+from likeness.core.schedule import stable_diffusion_alphas
+from likeness.hosts.diffusers.miniature import load_text_weights, new_text_encoder, new_unet
 from likeness.hosts.diffusers.tokenizer import tokenize
 from likeness.miniature import models
 from likeness.miniature.models import TOKEN_TABLE, UNET_FILES, WEIGHTS, seeded_table
@@ -239,7 +239,7 @@ def train(config: Config, state: Checkpoint, record: Log) -> Diffuser:
     optimizer = _optimizer(model, config)
     spent, step = state.restore(model, optimizer)
     batches = Batches(config, config.seed + step)
-    alphas = scheduler().alphas_cumprod.to(device())
+    alphas = stable_diffusion_alphas().float().to(device())
     balance = Balance(config.bands, len(alphas), alphas.device)
     started, losses = time.monotonic() - spent, []
     while (spent := time.monotonic() - started) < config.minutes * 60:

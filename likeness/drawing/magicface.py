@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from ..core.magicface.record import Correspondence, PatchAttention, Recorder, StepRecord
-from .sheets import Tile, _fit, to_image
+from .sheets import Tile, fit_height, to_image
 
 TILE = 256
 CAPTION_HEIGHT = 18
@@ -185,7 +185,7 @@ COLOURS = ((60, 60, 70), (240, 128, 48), (56, 140, 220), (110, 190, 90), (200, 9
 
 def label_map(labels: Tensor, side: int = TILE) -> Image.Image:
     """A semantic map ``h w`` (0 background, i the i-th concept) in colours."""
-    return _fit(Image.fromarray(np.array(COLOURS, np.uint8)[labels.numpy() % len(COLOURS)]), side, smooth=False)
+    return fit_height(Image.fromarray(np.array(COLOURS, np.uint8)[labels.numpy() % len(COLOURS)]), side, smooth=False)
 
 
 def position_colours(height: int, width: int) -> Tensor:
@@ -200,7 +200,7 @@ def correspondence_map(seen: Correspondence, side: int = TILE) -> Image.Image:
     colours = torch.stack([seen.x, seen.y, 1 - (seen.x + seen.y) / 2])
     strength = (seen.mass * (seen.reference > 0)).clamp(0, 1) ** 0.5
     array = (colours * strength * 255).round().byte().permute(1, 2, 0).numpy()
-    return _fit(Image.fromarray(array), side, smooth=False)
+    return fit_height(Image.fromarray(array), side, smooth=False)
 
 
 def key_picture(reference: Tensor, mask: Tensor | None) -> Image.Image:

@@ -6,6 +6,7 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
@@ -22,13 +23,26 @@ class Tile:
     text: str = ""
 
 
-def to_image(picture: Tensor, side: int = TILE) -> Image.Image:
+def to_picture(pixels: Tensor) -> Image.Image:
+    """``3 H W`` in [0, 1] as a picture."""
+    return Image.fromarray((pixels.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy())
+
+
+def to_image(pixels: Tensor, side: int = TILE) -> Image.Image:
     """``3 H W`` in [0, 1] as a picture ``side`` pixels high."""
-    array = (picture.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
-    return _fit(Image.fromarray(array), side)
+    return fit_height(to_picture(pixels), side)
 
 
-def _fit(image: Image.Image, side: int, smooth: bool = True) -> Image.Image:
+def grid(rows: Sequence[Sequence[Tensor]]) -> Image.Image:
+    """Rows of pictures ``3 H W`` in [0, 1], all of one size, edge to edge; rows may be shorter than the longest."""
+    columns = max(map(len, rows))
+    blank = torch.ones_like(rows[0][0]).cpu()
+    full = [[*(pixels.cpu() for pixels in row), *[blank] * (columns - len(row))] for row in rows]
+    return to_picture(torch.cat([torch.cat(row, dim=2) for row in full], dim=1))
+
+
+def fit_height(image: Image.Image, side: int, smooth: bool = True) -> Image.Image:
+    """The picture ``side`` pixels high, in its shape."""
     width = max(1, round(image.width * side / image.height))
     return image.resize((width, side), Image.Resampling.BICUBIC if smooth else Image.Resampling.NEAREST)
 
@@ -37,7 +51,7 @@ def beside(images: Sequence[Image.Image]) -> Image.Image:
     """Several pictures stacked into the space of one tile, side by side, each half as high when there are more."""
     if len(images) == 1:
         return images[0]
-    half = [_fit(image, TILE // 2) for image in images]
+    half = [fit_height(image, TILE // 2) for image in images]
     out = Image.new("RGB", (TILE, TILE), PAPER)
     for i, image in enumerate(half):
         out.paste(image, ((i % 2) * TILE // 2, (i // 2) * TILE // 2 + (TILE // 4 if len(half) == 2 else 0)))

@@ -56,7 +56,6 @@ TEXT_ENCODER = {
     "projection_dim": TEXT_WIDTH,
 }
 AUTOENCODER = {"scaling_factor": SCALING_FACTOR}
-SCHEDULE = {"num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 UNET_FILES = ("unet_encoder", "unet_decoder")
 TOKEN_TABLE = "text_model.embeddings.token_embedding.weight"
 
@@ -78,7 +77,7 @@ def weights_file(name: str, folder: Path = WEIGHTS) -> Path:
     if not path.exists():
         raise LikenessError(
             f"Miniature: weights file {path.name} is missing; restore it from the repository or make it with: "
-            f"python run.py train {'unet' if name in (*UNET_FILES, 'text_encoder') else name}"
+            f"python run.py miniature train {'unet' if name in (*UNET_FILES, 'text_encoder') else name}"
         )
     return path
 

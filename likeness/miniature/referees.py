@@ -2,7 +2,7 @@
 never a training loss of what they judge.
 
 ``Detector`` finds faces and five landmarks, ``Embedder`` says who a face is, ``Classifier`` says what a picture
-shows. Weights are fp16 safetensors in ``miniature/weights``; ``python run.py train detector`` (``embedder``,
+shows. Weights are fp16 safetensors in ``weights``; ``python run.py miniature train detector`` (``embedder``,
 ``classifier``) remakes them.
 """
 
@@ -17,8 +17,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ..core.errors import LikenessError
-from .models import WEIGHTS
+from .models import weights_file
 from .world import identity as who
 from .world.identity import Identity
 from .world.spec import ACCESSORIES, COLOURS, EXPRESSIONS, GARMENTS, SCENES, STYLES, Picture
@@ -188,12 +187,8 @@ def load_referee(name: str) -> nn.Module:
     Raises:
         LikenessError: its weights are missing.
     """
-    path = WEIGHTS / f"{name}.safetensors"
-    if not path.exists():
-        raise LikenessError(f"Miniature: weights file {path.name} is missing; restore it from the repository "
-                            f"or make it with: python run.py train {name}")
-    model = MODELS[name]()
-    model.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in load_file(path).items()})
+    model, stored = MODELS[name](), load_file(weights_file(name))
+    model.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in stored.items()})
     return model.eval().requires_grad_(False)
 
 

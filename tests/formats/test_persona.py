@@ -10,14 +10,14 @@ from dataclasses import replace
 import pytest
 import torch
 from safetensors.torch import save_file
-from support.persona_tiny import clip_text, tiny_host, tiny_text, trainer
+from support.persona_tiny import clip_text, ddim_timesteps, tiny_host, tiny_text, trainer
 
 from likeness.core.errors import LikenessError
 from likeness.core.persona.mapper import Mapper, MapperConfig
 from likeness.formats import files
 from likeness.formats.persona import load_description, load_persona, save_persona
 from likeness.formats.persona_import import import_mapper
-from likeness.hosts.diffusers.persona import ddim_timesteps, persona_contexts, play
+from likeness.hosts.diffusers.persona import persona_contexts
 from likeness.training.persona.trainer import train
 
 
@@ -43,9 +43,7 @@ def test_round_trip(persona, tmp_path):
 def test_played_picture_survives_the_file(persona, tmp_path):
     again = load_persona(save_persona(persona, tmp_path / "p"))
     host, noise = tiny_host(), torch.randn(1, 4, 8, 8)
-    pictures = [
-        play(host, persona_contexts(host, "S*", {"S*": p}, ddim_timesteps(4)), noise, steps=4) for p in (persona, again)
-    ]
+    pictures = [host.sample(noise, "S*", personas={"S*": p}, steps=4, scale=8.0) for p in (persona, again)]
     assert torch.equal(*pictures)
 
 

@@ -9,13 +9,11 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
-from support import sd15_file
 
-from lab import magicface as demo
+from lab import magicface
 from likeness.core.magicface.record import Correspondence
-from likeness.drawing import magicface
-from likeness.drawing import sheets as sheet
-from likeness.hosts.diffusers import pipeline, tokenizer
+from likeness.drawing.magicface import COLOURS, correspondence_map
+from likeness.drawing.sheets import TILE
 
 QUICK = ["--steps", "3", "--people", "1", "--pictures", "1"]
 PROMPT = "a picture of a woman wearing a red shirt, portrait, on the beach"
@@ -30,17 +28,17 @@ def picture(tmp_path: Path) -> Path:
 
 def run(tmp_path: Path, *options: object) -> tuple[int, Path]:
     out = tmp_path / "out"
-    return demo.main([*QUICK, "--out", str(out), *map(str, options)]), out
+    return magicface.main(["demo", *QUICK, "--out", str(out), *map(str, options)]), out
 
 
 def test_drawn_people_give_sheet_maps_and_table(tmp_path: Path) -> None:
     status, out = run(tmp_path)
     assert status == 0
     contact = Image.open(out / "contact_sheet.png")
-    assert contact.width >= 3 * sheet.TILE and contact.height >= 2 * sheet.TILE
+    assert contact.width >= 3 * TILE and contact.height >= 2 * TILE
     maps = Image.open(out / "maps.png").convert("RGB")
     colours = {colour for _, colour in maps.getcolors(maps.width * maps.height)}
-    assert magicface.COLOURS[0] in colours, "a semantic map shows its background"
+    assert COLOURS[0] in colours, "a semantic map shows its background"
     rows = [line for line in (out / "table.md").read_text("utf-8").splitlines() if line.startswith("| ")]
     assert [row.split("|")[1].strip() for row in rows[1:]] == ["one concept"] * 2 + ["two concepts"] * 3
     assert json.loads((out / "settings.json").read_text("utf-8"))["steps"] == 3
@@ -67,14 +65,14 @@ def test_own_picture_with_mask(tmp_path: Path, picture: Path) -> None:
     ],
 )
 def test_bad_input_is_named(
-    tmp_path: Path, picture: Path, capsys: pytest.CaptureFixture[str], options: list[str], words: str
+    tmp_path: Path, picture: Path, caplog: pytest.LogCaptureFixture, options: list[str], words: str
 ) -> None:
     Image.new("L", (30, 20), 0).save(tmp_path / "black.png")
     save_file({"model.diffusion_model.input_blocks.0.0.weight": torch.zeros(1)}, tmp_path / "unet.safetensors")
     files = {"PICTURE": picture, "BLACK": tmp_path / "black.png", "UNET": tmp_path / "unet.safetensors"}
     status, _ = run(tmp_path, *(files.get(option, option) for option in options))
     assert status == 2
-    assert words in capsys.readouterr().err
+    assert words in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -82,39 +80,13 @@ def test_bad_input_is_named(
 )
 def test_options_that_do_not_go_together(options: list[str]) -> None:
     with pytest.raises(SystemExit) as stop:
-        demo.parse(options)
+        magicface.parse(options)
     assert stop.value.code == 2
 
 
 def test_own_pictures_keep_their_shape(picture: Path) -> None:
-    assert demo.read_picture(picture, 512).shape == (3, 448, 640)
-    assert demo.read_picture(picture, 128).shape == (3, 128, 128)
-
-
-def test_a_checkpoint_under_original_names_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Narrow models written under the original key names come back with equal outputs."""
-    from diffusers import AutoencoderKL, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel
-
-    monkeypatch.setattr(pipeline, "SD15_UNET", {**pipeline.SD15_UNET, "block_out_channels": [32, 32, 64, 64],
-                                                "cross_attention_dim": 32, "attention_head_dim": 4})
-    monkeypatch.setattr(pipeline, "SD15_VAE", {**pipeline.SD15_VAE, "block_out_channels": [32, 32, 32, 32]})
-    monkeypatch.setattr(pipeline, "SD15_TEXT", {**pipeline.SD15_TEXT, "hidden_size": 32, "intermediate_size": 64,
-                                                "num_hidden_layers": 2, "num_attention_heads": 2})
-    torch.manual_seed(0)
-    unet, vae = UNet2DConditionModel(**pipeline.SD15_UNET).eval(), AutoencoderKL(**pipeline.SD15_VAE).eval()
-    text = CLIPTextModel(CLIPTextConfig(**pipeline.SD15_TEXT)).eval()
-    sd15_file.write(tmp_path / "narrow.safetensors", unet, vae, text)
-    loaded = pipeline.from_checkpoint(tmp_path / "narrow.safetensors", torch.device("cpu"))
-    latent, ids = torch.randn(1, 4, 16, 16), tokenizer.tokenize([PROMPT])
-    with torch.no_grad():
-        context = text(input_ids=ids).last_hidden_state
-        assert torch.allclose(loaded.text([PROMPT]).context, context, atol=1e-5)
-        assert torch.allclose(loaded.unet(latent, 5, context).sample, unet(latent, 5, context).sample, atol=1e-4)
-        image = vae.decode(latent / 0.18215).sample
-        assert torch.allclose(loaded.decode(latent), (image / 2 + 0.5).clamp(0, 1), atol=1e-4)
-    assert loaded.encode(torch.rand(1, 3, 64, 64)).shape == (1, 4, 8, 8)
-    assert loaded.side == 512 and loaded.name == "narrow"
+    assert magicface.read_picture(picture, 512).shape == (3, 448, 640)
+    assert magicface.read_picture(picture, 128).shape == (3, 128, 128)
 
 
 def test_correspondence_colours_tell_the_place() -> None:
@@ -122,6 +94,6 @@ def test_correspondence_colours_tell_the_place() -> None:
     plane = torch.ones(2, 2)
     seen = Correspondence(0, (2, 2), torch.tensor([[1, 1], [1, 0]]), torch.tensor([[0.0, 1.0], [0.0, 0.0]]),
                           torch.tensor([[1.0, 0.0], [0.0, 0.0]]), plane)
-    image = magicface.correspondence_map(seen, 2)
+    image = correspondence_map(seen, 2)
     assert image.getpixel((0, 0)) == (255, 0, 128) and image.getpixel((1, 0)) == (0, 255, 128)
     assert image.getpixel((1, 1)) == (0, 0, 0)

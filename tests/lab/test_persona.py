@@ -22,7 +22,7 @@ from likeness.training.persona.photos import Photo
 def tiny(monkeypatch):
     """The command works on a tiny host of 64-pixel pictures."""
     host = tiny_host()
-    monkeypatch.setattr(cli, "_host", lambda options: (host, 64))
+    monkeypatch.setattr(cli, "base_model", lambda options: host)
     return host
 
 
@@ -94,11 +94,11 @@ def test_missing_checkpoint(caplog):
 
 
 def test_options_reach_the_request():
-    given = ["train", "--image", "a", "--steps", "7", "--tandem", "0", "--stages", "iou", "--supercategory", "cat"]
-    request = cli.request_of(cli.parser().parse_args(given))
+    given = ["--image", "a", "--steps", "7", "--tandem", "0", "--stages", "iou", "--supercategory", "cat"]
+    request = cli.request_of(cli.parser("train").parse_args(given))
     assert (request.steps, request.tandem.weight, request.stages, request.supercategory) == (7, 0, "iou", "cat")
     assert request.templates == WORLD_TEMPLATES
-    full = cli.request_of(cli.parser().parse_args([*given[:3], "--checkpoint", "x"]))
+    full = cli.request_of(cli.parser("train").parse_args([*given[:2], "--checkpoint", "x"]))
     assert (full.steps, full.batch, full.learning_rate, full.supercategory) == (1000, 2, 1e-4, "face")
 
 
@@ -141,7 +141,7 @@ def proof(tmp_path, monkeypatch):
         def similarity(self, images, reference):
             return [float(self.embed(image, [])[0] @ reference) for image in images]
 
-    monkeypatch.setattr(evaluation, "miniature_host", lambda: (tiny_host(), 64))
+    monkeypatch.setattr(evaluation, "miniature", tiny_host)
     monkeypatch.setattr(evaluation, "MiniatureDetector", lambda: None)
     monkeypatch.setattr(evaluation, "MiniatureEmbedder", lambda: None)
     monkeypatch.setattr(evaluation, "IdentityJudge", lambda *_: Judge())
@@ -171,8 +171,8 @@ def test_textual_inversion_learns_a_word_for_all_times(proof):
     person, _ = proof.person(1)
     from likeness.hosts.diffusers.persona import prepare_photo
 
-    photo = prepare_photo(proof.host, person.image, person.mask, 64)
-    persona = evaluation.train_variant(proof.host, photo, {"inversion": True}, proof.grid, 0)
+    photo = prepare_photo(proof.pipeline, person.image, person.mask, 64)
+    persona = evaluation.train_variant(proof.pipeline, photo, {"inversion": True}, proof.grid, 0)
     words = persona.mapper(torch.tensor([1, 500, 999])).words
     assert words.shape == (3, 1, 32) and torch.equal(words[0], words[2])
     assert not torch.equal(words[0, 0], persona.mapper.supercategory)

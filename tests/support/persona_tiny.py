@@ -6,7 +6,9 @@ import re
 
 import torch
 
-from likeness.hosts.diffusers.persona import PersonaHost, clip_text
+from likeness.core.schedule import stable_diffusion_alphas
+from likeness.hosts.diffusers.persona import clip_text
+from likeness.hosts.diffusers.pipeline import Pipeline
 from likeness.training.persona.photos import Photo, pooled_latent_embedding
 from likeness.training.persona.request import PersonaTraining
 from likeness.training.persona.trainer import PersonaTrainer
@@ -65,18 +67,23 @@ def tiny_text(seed: int = 0, width: int = WIDTH, **changes):
 
 
 def alphas() -> torch.Tensor:
-    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
-    return (1 - betas).cumprod(0).float()
+    return stable_diffusion_alphas().float()
 
 
-def tiny_host(seed: int = 0, **unet) -> PersonaHost:
-    return PersonaHost(
+def ddim_timesteps(steps: int) -> list[int]:
+    """What a DDIM scheduler of Stable Diffusion samples at: 981, 961 ... 1 for 50 steps."""
+    stride = 1000 // steps
+    return [i * stride + 1 for i in reversed(range(steps))]
+
+
+def tiny_host(seed: int = 0, **unet) -> Pipeline:
+    return Pipeline(
         unet=tiny_unet(seed, **unet),
         text=clip_text(tiny_text(seed)),
         tokenizer=WordTokenizer(),
         encode_image=lambda x: torch.nn.functional.avg_pool2d(torch.cat([x, x[:, :1]], dim=1) * 2 - 1, 8),
         decode_image=lambda z: torch.nn.functional.interpolate(z[:, :3] / 2 + 0.5, scale_factor=8),
-        alphas_cumprod=alphas(),
+        side=64,
         base={"family": "tiny"},
     )
 
@@ -93,5 +100,5 @@ def config(**changes) -> PersonaTraining:
     return PersonaTraining(**{"steps": 4, "image_width": 16, "learning_rate": 1e-3, **changes})
 
 
-def trainer(host: PersonaHost | None = None, photos: int = 1, **changes) -> PersonaTrainer:
+def trainer(host: Pipeline | None = None, photos: int = 1, **changes) -> PersonaTrainer:
     return PersonaTrainer(config(**changes), host or tiny_host(), [photo(i) for i in range(photos)])

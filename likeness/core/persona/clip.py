@@ -104,7 +104,8 @@ class JointText:
         """What has to be frozen."""
         return [module for encoder in self.encoders for module in encoder.modules]
 
-    def _padded(self, ids: Tensor, pad: int) -> Tensor:
+    def padded(self, ids: Tensor, pad: int) -> Tensor:
+        """``B L`` ids with another one behind the end of the text."""
         ended = (ids == self.eos).cumsum(dim=1)
         behind = (ended.cumsum(dim=1) > 1) & (ended > 0)
         return ids.masked_fill(behind, pad)
@@ -115,7 +116,7 @@ class JointText:
     def embed(self, ids: Tensor) -> Tensor:
         """``B L`` -> ``B L C``, ``C`` the sum of all widths."""
         pairs = zip(self.encoders, self.pads, strict=True)
-        return torch.cat([encoder.embed(self._padded(ids, pad)) for encoder, pad in pairs], dim=-1)
+        return torch.cat([encoder.embed(self.padded(ids, pad)) for encoder, pad in pairs], dim=-1)
 
     def hidden(self, embeddings: Tensor) -> Tensor:
         """``B L C`` -> ``B L C``."""

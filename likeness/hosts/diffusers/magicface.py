@@ -19,7 +19,7 @@ from ...core.magicface.request import MagicFaceRequest, Reference
 from ...core.magicface.run import MagicFaceRun, check_layout
 from ...core.schedule import schedule_sigmas, timestep_sigma
 from .common import model_digest, processor_names, unet_layout
-from .sampling import Conditioning, Denoiser, PlainSession, guided_denoiser, sample, unet_forward
+from .sampling import Conditioning, Denoiser, PlainSession, Rows, Text, guided_denoiser, sample, unet_forward
 
 PLAIN_PROCESSORS = (AttnProcessor, AttnProcessor2_0)
 
@@ -86,8 +86,11 @@ class _Processor:
         context, mask = rest[0], rest[1]
         if isinstance(context, tuple):  # adapters append their own tokens
             context = context[0]
+        rows = self.session.rows
+        if rows is not None and rows.split:
+            context = context.chunk(2, dim=1)[0]
         q, k = attn.to_q(x), attn.to_k(context)  # B N C, B T C
-        call.cross_attention(self.block, q, k, attn.heads)
+        call.cross_attention(self.block, q, k, attn.heads, None if rows is None else rows.token_maps)
         if mask is not None or not isinstance(self.original, PLAIN_PROCESSORS):
             return self.original(attn, x, *rest, **kwargs)
         return _project(attn, attend(q, k, attn.to_v(context), attn.heads))
@@ -103,6 +106,7 @@ class MagicFaceSession:
     Attributes:
         run: the method's state.
         active: the model call in progress.
+        rows: its conditioning.
         capture: set while references run through the UNet.
     """
 
@@ -117,6 +121,7 @@ class MagicFaceSession:
         self.unet = unet
         self.request = request
         self.active: MagicFaceCall | None = None
+        self.rows: Rows | None = None
         self.capture: Capture | None = None
         self._alphas = scheduler.alphas_cumprod
         self._timestep: torch.Tensor | None = None
@@ -134,19 +139,21 @@ class MagicFaceSession:
         )
 
     @contextmanager
-    def call(self, timestep: torch.Tensor, conditional: Sequence[bool], latents: torch.Tensor) -> Iterator[None]:
-        """Round one UNet forward with these rows (see :class:`Session`)."""
+    def call(
+        self, timestep: torch.Tensor, conditional: Sequence[bool], latents: torch.Tensor, rows: Rows | None = None
+    ) -> Iterator[None]:
+        """Round one UNet forward (see :class:`Session`)."""
         if not self.run.enabled:
             yield
             return
         self._timestep = timestep
         sigma = timestep_sigma(self._alphas, float(timestep))
         with self.run.begin_call(sigma, conditional, tuple(latents.shape[-2:])) as call:
-            self.active = call
+            self.active, self.rows = call, rows
             try:
                 yield
             finally:
-                self.active = None
+                self.active = self.rows = None
 
     def guide(self, cond: torch.Tensor, uncond: torch.Tensor, scale: float) -> torch.Tensor:
         """Guidance: S-CFG where the request asks for it."""
@@ -155,11 +162,11 @@ class MagicFaceSession:
         return PlainSession().guide(cond, uncond, scale)
 
     def _run_references(self, batch: ReferenceBatch, capture: Capture) -> None:
-        contexts: list[Conditioning] = [reference.context for reference in batch.references]
+        rows = Rows.of([reference.context for reference in batch.references])
         latents = batch.latents.to(device=self.unet.device, dtype=self.unet.dtype) / (1 + batch.sigma**2) ** 0.5
         self.capture = capture
         try:
-            unet_forward(self.unet, latents, self._timestep, Conditioning.join(contexts))
+            unet_forward(self.unet, latents, self._timestep, rows)
         finally:
             self.capture = None
 
@@ -242,8 +249,8 @@ def sample_magicface(
     request: MagicFaceRequest,
     scheduler: Any,
     latents: torch.Tensor,
-    cond: Conditioning,
-    uncond: Conditioning | None,
+    cond: Text,
+    uncond: Text | None,
     scale: float = 7.5,
     split: bool = False,
     start: int = 0,

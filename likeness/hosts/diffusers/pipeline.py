@@ -1,94 +1,160 @@
-"""A text-to-picture pipeline without a download: the miniature, or a local SD1.5 checkpoint, on the diffusers host."""
+"""Text to picture without ComfyUI: one base model, with personas and MagicFace in one run."""
 
 from __future__ import annotations
 
-import json
-import tempfile
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
 from diffusers import DDIMScheduler
-from safetensors.torch import load_file
-from torch import Tensor
-from transformers import CLIPTextModel
+from torch import Tensor, nn
 
 from ...core.digest import digest
-from ...core.errors import bad_input
 from ...core.magicface.request import MagicFaceRequest, Reference
 from ...core.masks import check_mask
+from ...core.persona.persona import Persona
+from ...core.persona.text import TextEncoder, Tokenizer, plain_ids
 from ...core.prompt import find_phrase
-from ...miniature import models
-from ...miniature.models import SCHEDULE
-from .magicface import sample_magicface
-from .persona import ClipTokenizerAdapter, PersonaHost, clip_text
-from .sampling import Callback, Conditioning
-from .tokenizer import tokenize, words_of
+from .magicface import magicface
+from .persona import (
+    DiffusersDenoiser,
+    StagedConditioning,
+    checkpointed,
+    frozen,
+    persona_contexts,
+    persona_token_map,
+    plain_contexts,
+    split_contexts,
+    supercategory_prompt,
+)
+from .sampling import Callback, Conditioning, Denoiser, Text, guided_denoiser, sample
 
 LATENT_FACTOR = 8
-SD15_UNET = {
-    "sample_size": 64, "in_channels": 4, "out_channels": 4, "block_out_channels": [320, 640, 1280, 1280],
-    "layers_per_block": 2, "cross_attention_dim": 768, "attention_head_dim": 8, "norm_num_groups": 32,
-    "down_block_types": list(models.UNET["down_block_types"]), "up_block_types": list(models.UNET["up_block_types"]),
-}
-SD15_VAE = {
-    "in_channels": 3, "out_channels": 3, "latent_channels": 4, "block_out_channels": [128, 256, 512, 512],
-    "layers_per_block": 2, "norm_num_groups": 32, "sample_size": 512, "scaling_factor": 0.18215,
-    "down_block_types": ["DownEncoderBlock2D"] * 4, "up_block_types": ["UpDecoderBlock2D"] * 4,
-}
-SD15_TEXT = {
-    **models.TEXT_ENCODER, "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12,
-    "num_attention_heads": 12, "projection_dim": 768,
-}
-_TEXT_PREFIX = "cond_stage_model.transformer."
+LATENT_CHANNELS = 4
+#: Stable Diffusion's noise schedule (SD1.x, SD2.x, SDXL), as diffusers' schedulers take it.
+SCHEDULE = {"num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+#: How DDIM runs on it: the last step ends at the lowest trained level.
+SAMPLER = {"clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1}
+
+Personas = Mapping[str, Persona]
+"""By the placeholder that stands for each in the prompt."""
 
 
 @dataclass(frozen=True)
 class Pipeline:
-    """The models of one base, and what is done with them headless.
+    """The models of one base, and what is done with them headless. A host of persona training, too.
 
     Attributes:
-        unet, text_encoder: in evaluation mode.
-        encode_latent, decode_latent: pictures ``B 3 H W`` in [-1, 1] to scaled latents and back.
+        unet: UNet2DConditionModel.
+        text, tokenizer: of the prompt, as the core's persona package takes them.
+        encode_image: ``B 3 H W`` in [0, 1] -> latents ``B 4 h w`` in the model's scaled space.
+        decode_image: the inverse, differentiable and not clamped.
         side: picture side in pixels the UNet was trained at.
         name: for tables.
+        base: description written into personas.
+        schedule: of a DDIM scheduler; its ``prediction_type`` is the model's.
+        pool: SDXL's pooled text embedding: ``B L`` ids -> ``B P``.
     """
 
-    unet: torch.nn.Module
-    text_encoder: torch.nn.Module
-    encode_latent: Callable[[Tensor], Tensor]
-    decode_latent: Callable[[Tensor], Tensor]
-    side: int
-    name: str
+    unet: nn.Module
+    text: TextEncoder
+    tokenizer: Tokenizer
+    encode_image: Callable[[Tensor], Tensor]
+    decode_image: Callable[[Tensor], Tensor]
+    side: int = 512
+    name: str = "model"
+    base: dict = field(default_factory=dict)
+    schedule: Mapping[str, Any] = field(default_factory=lambda: dict(SCHEDULE))
+    pool: Callable[[Tensor], Tensor] | None = None
 
-    def text(self, prompts: Sequence[str]) -> Conditioning:
-        """Conditioning ``B 77 C`` of prompts."""
-        with torch.no_grad():
-            hidden = self.text_encoder(input_ids=tokenize(list(prompts)).to(self.unet.device)).last_hidden_state
-        return Conditioning(hidden)
+    @property
+    def device(self) -> torch.device:
+        """Where the UNet lives."""
+        return next(self.unet.parameters()).device
+
+    @property
+    def prediction(self) -> str:
+        """``epsilon`` or ``v_prediction``."""
+        return self.schedule.get("prediction_type", "epsilon")
+
+    @cached_property
+    def alphas_cumprod(self) -> Tensor:
+        """Cumulative alphas of the training schedule, ``T``."""
+        return self.scheduler().alphas_cumprod
+
+    def scheduler(self, steps: int | None = None) -> DDIMScheduler:
+        """A DDIM scheduler of this model; with ``steps`` its timesteps are set."""
+        made = DDIMScheduler(**{**self.schedule, **SAMPLER})
+        if steps is not None:
+            made.set_timesteps(steps)
+        return made
+
+    # --- pictures -----------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
         """Pictures ``B 3 H W`` in [0, 1], sides multiples of 8, to scaled latents ``B 4 H/8 W/8``."""
-        return self.encode_latent(images.to(self.unet.device) * 2 - 1)
+        return self.encode_image(images.to(self.device))
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Scaled latents to pictures ``B 3 H W`` in [0, 1], on the CPU."""
-        return (self.decode_latent(latents) / 2 + 0.5).clamp(0, 1).float().cpu()
+        return self.decode_image(latents).clamp(0, 1).float().cpu()
+
+    def noise(self, seeds: Sequence[int], height: int | None = None, width: int | None = None) -> Tensor:
+        """Start noise ``B 4 h w`` of pictures so many pixels high and wide, one seed each; the same on every device."""
+        shape = (LATENT_CHANNELS, *((side or self.side) // LATENT_FACTOR for side in (height, width)))
+        draws = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+        return torch.stack(draws).to(self.device)
+
+    # --- texts --------------------------------------------------------------------------------------------------------
+
+    def conditioning(self, prompts: Sequence[str], size: tuple[int, int] | None = None) -> Conditioning:
+        """Conditioning of plain prompts, a row each.
+
+        Args:
+            prompts: what is asked for.
+            size: height and width in pixels, which SDXL is told; by default :attr:`side`.
+        """
+        return Conditioning(plain_contexts(self, prompts).key, self._added(prompts, size))
+
+    def persona_conditioning(
+        self, prompt: str, personas: Personas, timesteps: Sequence[int], size: tuple[int, int] | None = None
+    ) -> StagedConditioning:
+        """Conditioning of a prompt in which personas speak, for every timestep of a schedule.
+
+        Raises:
+            LikenessError: a placeholder is missing or doubled, or a persona belongs to another base.
+        """
+        staged = persona_contexts(self, prompt, personas, timesteps)
+        added = self._added([supercategory_prompt(prompt, personas)], size)
+        return StagedConditioning(staged, added, persona_token_map(self.tokenizer, prompt, personas))
+
+    @torch.no_grad()
+    def _added(self, prompts: Sequence[str], size: tuple[int, int] | None) -> dict[str, Tensor]:
+        if self.pool is None:
+            return {}
+        height, width = size or (self.side, self.side)
+        pooled = self.pool(plain_ids(prompts, self.tokenizer).to(self.device))
+        return {
+            "text_embeds": pooled,
+            "time_ids": pooled.new_tensor([[height, width, 0, 0, height, width]]).expand(len(prompts), -1),
+        }
 
     def reference(
         self, image: Tensor, word: str, prompt: str, mask: Tensor | None = None, weight: float = 3.0,
         own_prompt: str | None = None, region: Tensor | None = None,
     ) -> Reference:
-        """One concept picture, ready for a request.
+        """One concept picture, ready for a MagicFace request.
 
         Args:
             image: ``3 H W`` in [0, 1].
             word: the concept's word or phrase; it must stand in ``prompt``.
-            prompt: the prompt of the picture to be made.
+            prompt: the prompt of the picture to be made; where a persona speaks, with its plain word instead (see
+                :func:`supercategory_prompt`).
             mask: ``h w`` in [0, 1] of any size; None is the whole picture.
             weight: w of section 3.2.4.
             own_prompt: prompt of the reference's own forward; None is the word.
@@ -99,153 +165,82 @@ class Pipeline:
             check_mask(mask, name)
         if region is not None:
             check_mask(region, name, "region", "to let the semantic map find its place")
-        own = word if own_prompt is None else own_prompt
+        words_of = self.tokenizer.words
         found = find_phrase(words_of(word), words_of(prompt), name=word, text=prompt, source=f"{name}: prompt")
-        context = self.text([own])
+        context = self.conditioning([word if own_prompt is None else own_prompt], tuple(image.shape[-2:]))
         return Reference(
             name=word, latent=self.encode(image[None]), context=context, context_key=digest(context.context),
             positions=tuple(position for occurrence in found for position in occurrence), mask=mask, weight=weight,
             region=region,
         )
 
-    def noise(self, seeds: Sequence[int], height: int | None = None, width: int | None = None) -> Tensor:
-        """Start noise ``B 4 h w``, one seed a picture, the same on every device."""
-        shape = (4, (height or self.side) // LATENT_FACTOR, (width or self.side) // LATENT_FACTOR)
-        draws = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
-        return torch.stack(draws).to(self.unet.device)
+    # --- sampling -----------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def denoiser(
+        self, cond: Text, uncond: Text | None, scale: float, scheduler: Any, request: MagicFaceRequest | None = None,
+        start: int = 0,
+    ) -> Iterator[Denoiser]:
+        """The UNet with everything that is asked of one sampling run; left as it was when the block ends.
+
+        Args:
+            cond: a :class:`Conditioning`, or a persona's.
+            uncond: the negative prompt's; None samples without guidance.
+            scale: of the guidance.
+            scheduler: of the run, its timesteps set.
+            request: MagicFace's; None is without.
+            start: index of the first timestep to run.
+        """
+        with ExitStack() as stack:
+            if any(isinstance(text, StagedConditioning) for text in (cond, uncond)):
+                stack.enter_context(split_contexts(self.unet))
+            session = None
+            if request is not None:
+                session = stack.enter_context(magicface(self.unet, request, scheduler, start=start))
+            yield guided_denoiser(self.unet, cond, uncond, scale, session)
+
+    def sample(
+        self, latents: Tensor, prompt: str, *, negative: str = "", personas: Personas | None = None,
+        request: MagicFaceRequest | None = None, steps: int = 30, scale: float = 5.0, callback: Callback | None = None,
+    ) -> Tensor:
+        """Unit noise ``B 4 h w`` to clean latents by DDIM; the other arguments are :meth:`generate`'s."""
+        scheduler = self.scheduler(steps)
+        size = tuple(side * LATENT_FACTOR for side in latents.shape[-2:])
+        cond: Text = self.conditioning([prompt], size)
+        if personas:
+            cond = self.persona_conditioning(prompt, personas, scheduler.timesteps.tolist(), size)
+        uncond = self.conditioning([negative], size)
+        with self.denoiser(cond, uncond, scale, scheduler, request) as denoise:
+            return sample(denoise, latents, scheduler, callback)
 
     def generate(
         self, prompt: str, seeds: Sequence[int], request: MagicFaceRequest | None = None, steps: int = 30,
-        scale: float = 5.0, width: int | None = None, callback: Callback | None = None,
+        scale: float = 5.0, width: int | None = None, callback: Callback | None = None, *, height: int | None = None,
+        negative: str = "", personas: Personas | None = None,
     ) -> Tensor:
         """Pictures ``B 3 H W`` in [0, 1] of one prompt, one seed each; DDIM with classifier-free guidance.
 
         Args:
-            prompt: what to draw.
+            prompt: what to draw; with ``personas`` each one's placeholder exactly once in it.
             seeds: one a picture.
-            request: MagicFace's; None is vanilla.
+            request: MagicFace's; None is without. Its references are made for the prompt, see :meth:`reference`.
             steps, scale: of the sampler and of the guidance.
-            width: in pixels, when not square.
+            width, height: in pixels, where not :attr:`side`.
             callback: told after every step.
+            negative: negative prompt.
+            personas: who stands for which placeholder.
         """
-        schedule = scheduler()
-        schedule.set_timesteps(steps)
-        request = request or MagicFaceRequest(references=())
-        latents = sample_magicface(
-            self.unet, request, schedule, self.noise(seeds, width=width), self.text([prompt]), self.text([""]), scale,
-            callback=callback,
+        latents = self.sample(
+            self.noise(seeds, height, width), prompt, negative=negative, personas=personas, request=request,
+            steps=steps, scale=scale, callback=callback,
         )
         return self.decode(latents)
 
+    # --- persona training ---------------------------------------------------------------------------------------------
 
-def from_checkpoint(path: Path, device: torch.device | None = None) -> Pipeline:
-    """An SD1.x checkpoint from a local file; nothing is downloaded.
-
-    Raises:
-        LikenessError: no such file, not a safetensors file, or not an SD1.x checkpoint.
-    """
-    state = read_checkpoint(path)
-    device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = torch.float16 if device.type == "cuda" else torch.float32
-    place = lambda model: model.to(device, dtype).eval().requires_grad_(False)  # noqa: E731
-    vae = place(_single_file("AutoencoderKL", "vae", SD15_VAE, path)).float()
-    factor = SD15_VAE["scaling_factor"]
-    return Pipeline(
-        unet=place(_single_file("UNet2DConditionModel", "unet", SD15_UNET, path)),
-        text_encoder=place(_text_encoder(state)),
-        encode_latent=lambda x: (vae.encode(x.float()).latent_dist.mean * factor).to(dtype),
-        decode_latent=lambda z: vae.decode(z.float() / factor).sample,
-        side=512,
-        name=path.stem,
-    )
-
-
-def read_checkpoint(path: Path) -> dict[str, Tensor]:
-    """The file's text encoder weights, after checks that it is an SD1.x checkpoint.
-
-    Raises:
-        LikenessError: it is not.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    if not path.is_file():
-        raise bad_input("--checkpoint", f"{path}, where there is no file", "a local SD1.5 .safetensors file",
-                        "Check the path.")
-    try:
-        with safe_open(path, "pt") as file:
-            keys = set(file.keys())
-    except SafetensorError as error:
-        raise bad_input("--checkpoint", f"{path.name}, which does not open as safetensors ({error})",
-                        "a .safetensors file", "Convert .ckpt files to safetensors first.") from error
-    wanted = ("model.diffusion_model.input_blocks.0.0.weight", f"{_TEXT_PREFIX}text_model.final_layer_norm.weight",
-              "first_stage_model.decoder.conv_in.weight")
-    missing = [key for key in wanted if key not in keys]
-    if missing:
-        raise bad_input("--checkpoint", f"{path.name}, which lacks {', '.join(missing)}",
-                        "a whole SD1.x checkpoint with UNet, text encoder and VAE",
-                        "Pick an SD1.5 checkpoint; SDXL, SD2 and UNet-only files work in ComfyUI.")
-    return {k: v for k, v in load_file(path).items() if k.startswith(_TEXT_PREFIX)}
-
-
-def _single_file(class_name: str, part: str, config: dict, path: Path) -> Any:
-    """A model of diffusers from the checkpoint, configured here instead of from the hub."""
-    import diffusers
-
-    with tempfile.TemporaryDirectory() as folder:
-        target = Path(folder, part)
-        target.mkdir()
-        (target / "config.json").write_text(json.dumps({"_class_name": class_name, **config}))
-        loader = getattr(diffusers, class_name).from_single_file
-        return loader(str(path), config=folder, subfolder=part, local_files_only=True)
-
-
-def _text_encoder(state: dict[str, Tensor]) -> torch.nn.Module:
-    from transformers import CLIPTextConfig, CLIPTextModel
-
-    model = CLIPTextModel(CLIPTextConfig(**SD15_TEXT))
-    weights = {k.removeprefix(_TEXT_PREFIX): v.float() for k, v in state.items() if not k.endswith("position_ids")}
-    load_text_weights(model, weights)
-    return model
-
-
-def checkpoint_host(path: str | Path, device: str = "auto") -> tuple[PersonaHost, int]:
-    """A local SD1.x or SD2.x checkpoint file or diffusers folder.
-
-    Raises:
-        LikenessError: no such file, or not a Stable Diffusion of one text encoder.
-    """
-    from diffusers import StableDiffusionPipeline
-
-    path = Path(path)
-    if not path.exists():
-        raise bad_input("persona: --checkpoint", str(path), "a local file or folder", "Check the path.")
-    load = StableDiffusionPipeline.from_single_file if path.is_file() else StableDiffusionPipeline.from_pretrained
-    try:
-        pipe = load(str(path), local_files_only=True, safety_checker=None)
-    except (OSError, ValueError, KeyError) as cause:
-        raise bad_input("persona: --checkpoint", f"{path.name} ({cause})", "SD1.x or SD2.x", "Pick another.") from cause
-    device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    pipe.to(device)
-    vae, scale = pipe.vae.requires_grad_(False), pipe.vae.config.scaling_factor
-    host = PersonaHost(
-        unet=pipe.unet.eval(),
-        text=clip_text(pipe.text_encoder.eval()),
-        tokenizer=ClipTokenizerAdapter(pipe.tokenizer),
-        encode_image=lambda x: vae.encode(x * 2 - 1).latent_dist.mean * scale,
-        decode_image=lambda z: vae.decode(z / scale).sample / 2 + 0.5,
-        alphas_cumprod=pipe.scheduler.alphas_cumprod.to(device),
-        base={"family": "sd", "context_width": pipe.unet.config.cross_attention_dim},
-        prediction=pipe.scheduler.config.prediction_type,
-    )
-    return host, pipe.unet.config.sample_size * 8
-
-
-def scheduler() -> DDIMScheduler:
-    """The noise schedule (SD1.5's), as a DDIM scheduler."""
-    return DDIMScheduler(**SCHEDULE, clip_sample=False, set_alpha_to_one=False, steps_offset=1)
-
-
-def load_text_weights(model: CLIPTextModel, weights: dict[str, Tensor]) -> None:
-    """Load ``text_model.`` keys whether or not this transformers version has the prefix."""
-    prefixed = any(key.startswith("text_model.") for key in model.state_dict())
-    model.load_state_dict(weights if prefixed else {k.removeprefix("text_model."): v for k, v in weights.items()})
+    @contextmanager
+    def open(self, checkpointing: bool = False) -> Iterator[DiffusersDenoiser]:
+        """The frozen UNet as the trainer takes it, inside the block; the model is left as it was found."""
+        frozen_parts = frozen(self.unet, *self.text.modules)
+        with checkpointed(self.unet, checkpointing), frozen_parts, split_contexts(self.unet) as state:
+            yield DiffusersDenoiser(self.unet, state, self.alphas_cumprod, self.prediction, self._added([""], None))

@@ -6,7 +6,9 @@ import functools
 import gzip
 import importlib.util
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 from transformers import CLIPTokenizer
@@ -29,12 +31,24 @@ def load_tokenizer() -> CLIPTokenizer:
     return CLIPTokenizer.from_pretrained(str(folder))
 
 
-def words_of(text: str) -> list[Word]:
-    """The text's tokens without start, end and padding, at their places in the text context (cut at 77)."""
-    tokenizer = load_tokenizer()
-    ids = tokenizer(text, truncation=True).input_ids[1:-1]
-    pieces = tokenizer.convert_ids_to_tokens(ids)
-    return [Word(ids[i], i + 1, piece.endswith("</w>")) for i, piece in enumerate(pieces)]
+class ClipTokenizerAdapter:
+    """A transformers CLIP tokenizer as the core's :class:`~likeness.core.persona.text.Tokenizer`."""
+
+    def __init__(self, tokenizer: Any, length: int = 77) -> None:
+        self.tokenizer = tokenizer
+        self.bos, self.eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+        self.pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.eos
+        self.length = length
+
+    def pieces(self, text: str) -> list[int]:
+        """Ids without begin and end."""
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def words(self, text: str) -> list[Word]:
+        """The tokens without begin, end and padding, at their places in the text context (cut at its length)."""
+        ids = self.pieces(text)[: self.length - 2]
+        pieces = self.tokenizer.convert_ids_to_tokens(ids)
+        return [Word(ids[i], i + 1, piece.endswith("</w>")) for i, piece in enumerate(pieces)]
 
 
 def _merges_file() -> Path:
@@ -71,7 +85,8 @@ def _byte_symbols() -> list[str]:
     return [chr(b) for b in printable] + [chr(256 + i) for i in range(len(hidden))]
 
 
-def tokenize(captions: list[str]) -> Tensor:
+def tokenize(captions: Sequence[str]) -> Tensor:
     """Token ids ``B 77``."""
     tokenizer = load_tokenizer()
-    return tokenizer(captions, padding="max_length", truncation=True, max_length=77, return_tensors="pt").input_ids
+    given = {"padding": "max_length", "truncation": True, "max_length": 77, "return_tensors": "pt"}
+    return tokenizer(list(captions), **given).input_ids

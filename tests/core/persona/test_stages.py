@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support.persona_tiny import alphas
+from support.persona_tiny import alphas, ddim_timesteps
 
 from likeness.core.errors import LikenessError
 from likeness.core.persona.stages import (
@@ -21,7 +21,6 @@ from likeness.core.persona.stages import (
 )
 from likeness.core.persona.text import Contexts
 from likeness.core.schedule import sigma_table, timesteps_of
-from likeness.hosts.diffusers.persona import ddim_timesteps
 
 TABLE = sigma_table(alphas())
 

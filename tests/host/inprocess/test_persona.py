@@ -12,6 +12,7 @@ import torch
 from comfy.ldm.modules.attention import optimized_attention
 from comfy_extras import nodes_photomaker
 from support.comfy import tiny
+from support.persona_tiny import ddim_timesteps
 
 from likeness.core.errors import LikenessError
 from likeness.core.persona.mapper import Mapper, MapperConfig
@@ -21,7 +22,8 @@ from likeness.core.schedule import sigma_table, timesteps_of
 from likeness.hosts.comfy.persona import session as comfy_persona
 from likeness.hosts.comfy.persona.session import KEY, NamedPersona, apply, join
 from likeness.hosts.comfy.persona.text import TokenizerAdapter, encode_at, mark_prompt, text_widths
-from likeness.hosts.diffusers.persona import PersonaHost, clip_text, ddim_timesteps, persona_contexts, play
+from likeness.hosts.diffusers.persona import clip_text, persona_contexts
+from likeness.hosts.diffusers.pipeline import Pipeline
 from nodes import ConditioningAverage, ConditioningConcat
 
 SIZE = (8, 8)
@@ -42,7 +44,7 @@ def named(*personas: Persona) -> tuple[NamedPersona, ...]:
 
 
 @pytest.fixture(scope="module")
-def other_host(parts) -> PersonaHost:
+def other_host(parts) -> Pipeline:
     """The same weights on diffusers and transformers, with the host's tokenizer."""
     from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -51,14 +53,12 @@ def other_host(parts) -> PersonaHost:
     encoder.load_state_dict(
         {k: v.half().float() if v.is_floating_point() else v for k, v in encoder.state_dict().items()}
     )
-    sigmas = parts.model.get_model_object("model_sampling").sigmas
-    return PersonaHost(
+    return Pipeline(
         unet=tiny.diffusers_unet(),
         text=clip_text(encoder),
         tokenizer=TokenizerAdapter(parts.clip),
         encode_image=lambda x: x,
         decode_image=lambda x: x,
-        alphas_cumprod=1 / (1 + sigmas**2),
     )
 
 
@@ -119,8 +119,8 @@ def test_pictures_agree_with_the_other_host(parts, other_host):
     last = table(parts)[:1]
     ours = run(model, positive, parts.negative, torch.cat([sigmas, last]), cfg=4.0)
     start = tiny.noise(SIZE) * sigmas[0] / (1 + sigmas[0] ** 2).sqrt()
-    contexts = persona_contexts(other_host, PROMPT, {"S*": persona}, ddim_timesteps(steps))
-    theirs = play(other_host, contexts, start, steps=steps, guidance=4.0) * (1 + last**2).sqrt()
+    theirs = other_host.sample(start, PROMPT, personas={"S*": persona}, steps=steps, scale=4.0)
+    theirs = theirs * (1 + last**2).sqrt()
     theirs = theirs / parts.model.model.latent_format.scale_factor
     difference = (ours - theirs).abs().max().item()
     assert difference < 2e-3 * theirs.abs().max().item(), difference

@@ -91,18 +91,17 @@ def test_loss_agrees_with_the_other_host(parts):
     from transformers import CLIPTextConfig, CLIPTextModel
 
     from likeness.hosts.comfy.persona.text import TokenizerAdapter
-    from likeness.hosts.diffusers.persona import PersonaHost, clip_text
+    from likeness.hosts.diffusers.persona import clip_text
+    from likeness.hosts.diffusers.pipeline import Pipeline
     from likeness.training.persona.trainer import PersonaTrainer
 
     torch.manual_seed(1)
     encoder = CLIPTextModel(CLIPTextConfig(**tiny.TEXT)).eval()
     rounded = {k: v.half().float() if v.is_floating_point() else v for k, v in encoder.state_dict().items()}
     encoder.load_state_dict(rounded)
-    sigmas = parts.model.get_model_object("model_sampling").sigmas
-    other = PersonaHost(
-        tiny.diffusers_unet(), clip_text(encoder), TokenizerAdapter(parts.clip), lambda x: x, lambda x: x,
-        1 / (1 + sigmas**2),
-    )  # fmt: skip
+    other = Pipeline(
+        tiny.diffusers_unet(), clip_text(encoder), TokenizerAdapter(parts.clip), lambda x: x, lambda x: x
+    )
     inputs = made(parts)
     photos, width = prepare_photos(inputs, fitted_pictures(inputs, SIDE), "man")
     results = []

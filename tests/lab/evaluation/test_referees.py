@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from lab.evaluation import drawn, metrics, referees
-from lab.people import make_concept, pair_cases, single_cases
+from lab.people import pair_cases, reference_person, single_cases
 from likeness.core.errors import LikenessError
 from likeness.faces.geometry import intersection_over_union
 from likeness.faces.interface import FaceDetector, FaceEmbedder, LandmarkDetector
@@ -107,7 +107,7 @@ def test_similarity_falls_as_traits_change(judge: metrics.IdentityJudge) -> None
                 other = sample_identity(rng)
             order = rng.sample(names, len(names))
             mixed = replace(one, **{name: getattr(other, name) for name in order[:changed]})
-            a, b = (make_concept(who, random.Random(seed), 128) for who in (one, mixed))
+            a, b = (reference_person(who, random.Random(seed), 128) for who in (one, mixed))
             scores.append(float(judge.embed(a.image, [a.box])[0] @ judge.embed(b.image, [b.box])[0]))
         curve.append(float(np.mean(scores)))
     assert curve[0] == pytest.approx(1, abs=1e-3)
@@ -143,7 +143,7 @@ def test_only_what_the_caption_tells_is_judged() -> None:
 
 def test_two_people_are_matched_from_left_to_right(judge: metrics.IdentityJudge) -> None:
     cases = pair_cases(10, 128)
-    references = [torch.cat([judge.embed(c.image, [c.box]) for c in case.concepts]) for case in cases]
+    references = [torch.cat([judge.embed(p.image, [p.box]) for p in case.people]) for case in cases]
     images = referees.drawn([case.picture for case in cases])
     right = [judge.assignment(image[None], reference)[0] for image, reference in zip(images, references, strict=True)]
     wrong = [judge.assignment(image[None], reference.flip(0))[0]
@@ -171,9 +171,9 @@ def test_sharpness_and_psnr() -> None:
 
 def test_colour_distance_is_small_for_the_same_person_only(judge: metrics.IdentityJudge) -> None:
     """Portraits in plain light without accessories: own skin and hair against another person's."""
-    concepts = [case.concepts[0] for case in single_cases(12, 128)]
-    colours = [metrics.face_colours(c.image, c.box) for c in concepts]
-    own = [judge.colour_distances(c.image[None], colour)[0] for c, colour in zip(concepts, colours, strict=True)]
+    people = [case.people[0] for case in single_cases(12, 128)]
+    colours = [metrics.face_colours(p.image, p.box) for p in people]
+    own = [judge.colour_distances(p.image[None], colour)[0] for p, colour in zip(people, colours, strict=True)]
     other = [metrics.colour_distance(a, b) for a, b in itertools.pairwise(colours)]
     assert np.mean(own) < 0.05 < np.mean(other)
     assert judge.colour_distances(torch.full((1, 3, 128, 128), 0.5), colours[0]) == [1.0]

@@ -12,7 +12,6 @@ from likeness.core.errors import LikenessError
 from likeness.core.persona.losses import identity_loss, identity_weight, masked_mse
 from likeness.core.persona.tandem import TandemConfig
 from likeness.core.schedule import clean_estimate
-from likeness.hosts.diffusers.persona import ddim_timesteps, persona_contexts, play
 from likeness.training.persona.request import PersonaTraining
 from likeness.training.persona.state import load_state, save_state
 from likeness.training.persona.trainer import PersonaTrainer, train
@@ -260,8 +259,9 @@ def test_preview_runs_on_a_closed_host():
     run = trainer(steps=5)
 
     def preview(current):
-        contexts = persona_contexts(current.host, "a photo of S*", {"S*": current.persona()}, ddim_timesteps(2))
-        seen.append((current.step, play(current.host, contexts, torch.randn(1, 4, 8, 8), steps=2).shape))
+        personas = {"S*": current.persona()}
+        made = current.host.sample(torch.randn(1, 4, 8, 8), "a photo of S*", personas=personas, steps=2)
+        seen.append((current.step, made.shape))
 
     train(run, preview=preview, preview_every=2)
     assert seen == [(2, (1, 4, 8, 8)), (4, (1, 4, 8, 8))]

@@ -1,0 +1,17 @@
+"""``python run.py dev``: what developers of the pack run by hand; both verbs need a ComfyUI."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lab.verbs import elsewhere, run_verb
+
+VERBS = {
+    "workflows": (elsewhere("lab.workflows.make"), "write the files of workflows/"),
+    "thumbnails": (elsewhere("lab.workflows.thumbnails"), "make the pictures beside them"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit code."""
+    return run_verb("dev", "For developers; COMFYUI_PATH names a ComfyUI.", VERBS, argv)
