@@ -2,8 +2,8 @@
 
 The bounds come from the spread over held-out people, the tables "change from vanilla" of lab/miniature/report.md (2
 seeds, 12 steps, weights after 22,401 UNet steps): mean less 2.5 standard errors of as many people as are drawn here.
-One concept, 10 people: identity similarity +0.649 (standard deviation 0.260) over the report's 24 and +0.435 (0.274) over
-20 from this test's seed, whom vanilla resembles more by chance; of all 44 +0.552 (0.284), so it rises by more than
+One concept, 10 people: identity similarity +0.649 (standard deviation 0.260) over the report's 24 and +0.435 (0.274)
+over 20 from this test's seed, whom vanilla resembles more by chance; of all 44 +0.552 (0.284), so it rises by more than
 0.32; skin and hair colour distance -0.177 (0.118), so it falls by more than 0.08; prompt accuracy +0.007 (0.058), so
 less than 0.04 is lost. The scene was right in 98% or more of the pictures of one concept, so more than 85% are asked
 for (chance 11%).

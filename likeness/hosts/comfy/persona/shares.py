@@ -1,7 +1,7 @@
 """A persona's words and the plain prompt's tokens, as ComfyUI tokenises them.
 
-The model call's options carry under :data:`text.TOKEN_MAPS_KEY` what is made here, for patches that look words up in the
-plain prompt.
+The model call's options carry what is made here under :data:`text.TOKEN_MAPS_KEY`, for patches that look words up in
+the plain prompt.
 """
 
 from __future__ import annotations
