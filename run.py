@@ -24,17 +24,14 @@ PYTHONS = ((3, 10), (3, 13))
 #: The file pins torch for a fresh environment; one that is there already stays, if it is not older than this.
 OLDEST_TORCH = "torch>=2.4"
 
-#: command: (module of the pack with a ``main(argv)``, help)
+#: command: (module of the pack with a ``main(argv)``, the verb it is called with where the command is one, help)
 COMMANDS = {
-    "demo": ("lab.magicface", "MagicFace on the miniature: contact sheet, maps, table of measured effects"),
-    "persona": ("lab.persona", "learn a persona from pictures and draw it (PersonaMagic)"),
-    "prove": ("lab.evaluation.persona", "measure every effect on held-out people and print the tables"),
-    "benchmark": ("lab.benchmarks.magicface", "time and memory of MagicFace against vanilla and naive attention"),
-    "train": ("lab.miniature.train", "retrain a part of the miniature from its seed, resumable"),
-    "report": ("lab.miniature.report", "measure the miniature itself: samples, attribute accuracy, reconstruction"),
-    "workflows": ("lab.workflows.make", "for developers: write the files of workflows/ (needs a ComfyUI)"),
-    "thumbnails": ("lab.workflows.thumbnails", "for developers: make the pictures beside them (needs a ComfyUI)"),
-    "test": ("", "run the tests; further arguments go to pytest"),
+    "demo": ("lab.magicface", "demo", "MagicFace on the miniature: contact sheet, maps, table of measured effects"),
+    "test": ("", "", "run the tests; further arguments go to pytest"),
+    "magicface": ("lab.magicface", "", "MagicFace: demo, benchmark"),
+    "persona": ("lab.persona", "", "PersonaMagic: demo, train, play, prove, benchmark"),
+    "miniature": ("lab.miniature", "", "the drawn model: train, report"),
+    "dev": ("lab.dev", "", "for developers: workflows, thumbnails (they need a ComfyUI)"),
 }
 
 
@@ -53,17 +50,17 @@ def main(argv: list[str]) -> int:
 
 def usage() -> str:
     """The commands, one a line."""
-    rows = "\n".join(f"  {name:<11} {text}" for name, (_, text) in COMMANDS.items())
+    rows = "\n".join(f"  {name:<11} {text}" for name, (_, _, text) in COMMANDS.items())
     return f"python run.py <command> [options]\n\n{rows}\n\npython run.py <command> --help lists a command's options."
 
 
 def run_module(command: str, arguments: list[str]) -> int:
     """Import the command's module and call its ``main``."""
-    name, _ = COMMANDS[command]
+    name, verb, _ = COMMANDS[command]
     if importlib.util.find_spec(name) is None:
         print(f"run.py {command}: this copy of the pack has no {name.replace('.', '/')}.py", file=sys.stderr)
         return 2
-    return int(importlib.import_module(name).main(arguments) or 0)
+    return int(importlib.import_module(name).main([verb, *arguments] if verb else arguments) or 0)
 
 
 def run_tests(arguments: list[str]) -> int:

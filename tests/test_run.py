@@ -56,7 +56,7 @@ def test_every_requirement_line_is_understood(run) -> None:
 
 
 def test_module_that_is_not_there_is_named(run, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
-    monkeypatch.setitem(run.COMMANDS, "ghost", ("miniature.ghost", "nothing"))
+    monkeypatch.setitem(run.COMMANDS, "ghost", ("miniature.ghost", "", "nothing"))
     assert run.run_module("ghost", []) == 2
     assert "miniature/ghost.py" in capsys.readouterr().err
 

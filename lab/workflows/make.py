@@ -2,7 +2,7 @@
 
 Run by hand when a node or an example changes, with a ComfyUI (``COMFYUI_PATH``, ``COMFYUI_PYTHON``)::
 
-    python run.py workflows [name ...]
+    python run.py dev workflows [name ...]
 """
 
 from __future__ import annotations

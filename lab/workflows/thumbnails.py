@@ -2,7 +2,7 @@
 
 Run by hand when the weights or a workflow change, with a ComfyUI (``COMFYUI_PATH``, ``COMFYUI_PYTHON``)::
 
-    python run.py thumbnails [name ...]
+    python run.py dev thumbnails [name ...]
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Stable Diffusion checkpoints (SD1.x, SD2.x, SDXL) from a local file or folder, without a download.
 
 diffusers converts original checkpoint files, but takes the models' configurations from the hub; they are given here.
+Its pipelines are imported where a checkpoint is loaded: they bring much that the miniature does not need.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
@@ -143,16 +143,15 @@ class Parts:
         side: picture side in pixels.
     """
 
-    loaded: DiffusionPipeline
+    loaded: Any
     schedule: dict[str, Any]
     family: str
     side: int
 
     def pipeline(self, name: str, device: torch.device, dtype: torch.dtype) -> Pipeline:
         """The models in their places and types."""
-        place = lambda model: model.to(device, dtype).eval().requires_grad_(False)  # noqa: E731
-        unet, vae = place(self.loaded.unet), place(self.loaded.vae).float()
-        encoders = [place(encoder) for encoder in self._encoders()]
+        unet, vae = placed(self.loaded.unet, device, dtype), placed(self.loaded.vae, device, torch.float32)
+        encoders = [placed(encoder, device, dtype) for encoder in self._encoders()]
         text, pool = _joined(encoders) if len(encoders) == 2 else (clip_text(encoders[0]), None)
         factor = vae.config.scaling_factor
         return Pipeline(
@@ -170,6 +169,12 @@ class Parts:
 
     def _encoders(self) -> list[nn.Module]:
         return [e for e in (self.loaded.text_encoder, getattr(self.loaded, "text_encoder_2", None)) if e is not None]
+
+
+def placed(model: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
+    """The model on a device and in a type, ready to be used frozen."""
+    model = model.to(device) if model.dtype == dtype else model.to(device, dtype)
+    return model.eval().requires_grad_(False)
 
 
 def _joined(encoders: list[nn.Module]) -> tuple[JointText, Any]:
@@ -195,6 +200,8 @@ def from_file(path: Path) -> Parts:
     Raises:
         LikenessError: not safetensors, or not a whole text-to-image checkpoint.
     """
+    from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+
     try:
         with safe_open(path, "pt") as file:
             family, schedule = family_of(file, path.name), schedule_of(file)
@@ -279,6 +286,8 @@ def from_folder(path: Path) -> Parts:
     Raises:
         LikenessError: another kind of pipeline.
     """
+    from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
+
     loaded = DiffusionPipeline.from_pretrained(str(path), local_files_only=True, **_without_checker(path))
     if not isinstance(loaded, (StableDiffusionPipeline, StableDiffusionXLPipeline)):
         raise bad_input("--checkpoint", f"{path.name}, a {type(loaded).__name__}", EXPECTED, "Pick another.")
