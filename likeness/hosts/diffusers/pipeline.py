@@ -30,7 +30,7 @@ from .persona import (
     split_contexts,
     supercategory_prompt,
 )
-from .sampling import Callback, Conditioning, Denoiser, Text, guided_denoiser, sample
+from .sampling import Callback, Conditioning, Denoiser, PlainSession, Session, Text, guided_denoiser, sample
 
 LATENT_FACTOR = 8
 LATENT_CHANNELS = 4
@@ -179,7 +179,7 @@ class Pipeline:
     @contextmanager
     def denoiser(
         self, cond: Text, uncond: Text | None, scale: float, scheduler: Any, request: MagicFaceRequest | None = None,
-        start: int = 0,
+        start: int = 0, around: Callable[[Session], Session] | None = None,
     ) -> Iterator[Denoiser]:
         """The UNet with everything that is asked of one sampling run; left as it was when the block ends.
 
@@ -190,14 +190,15 @@ class Pipeline:
             scheduler: of the run, its timesteps set.
             request: MagicFace's; None is without.
             start: index of the first timestep to run.
+            around: puts a session of the caller's round the run's own, to be told of every model call.
         """
         with ExitStack() as stack:
             if any(isinstance(text, StagedConditioning) for text in (cond, uncond)):
                 stack.enter_context(split_contexts(self.unet))
-            session = None
+            session: Session = PlainSession()
             if request is not None:
                 session = stack.enter_context(magicface(self.unet, request, scheduler, start=start))
-            yield guided_denoiser(self.unet, cond, uncond, scale, session)
+            yield guided_denoiser(self.unet, cond, uncond, scale, around(session) if around else session)
 
     def sample(
         self, latents: Tensor, prompt: str, *, negative: str = "", personas: Personas | None = None,
