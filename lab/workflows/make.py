@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from lab.workflows import magicface_workflows, persona_workflows
+from lab.workflows import diir_workflows, magicface_workflows, persona_workflows
 from lab.workflows.discovery import ROOT, hosts, why_none
 from lab.workflows.layout import node, to_ui
 from lab.workflows.server import Server
@@ -60,7 +60,9 @@ def main(names: list[str]) -> None:
         sys.exit(why_none())
     with tempfile.TemporaryDirectory() as folder, Server(hosts()[0], Path(folder)) as server:
         info = server.get("/object_info")
-    workflows = {**WORKFLOWS, **magicface_workflows.WORKFLOWS, **persona_workflows.WORKFLOWS}
+    workflows = {
+        **WORKFLOWS, **magicface_workflows.WORKFLOWS, **persona_workflows.WORKFLOWS, **diir_workflows.WORKFLOWS
+    }
     for name in names or workflows:
         make, notes = workflows[name]
         text = json.dumps(to_ui(make(), info, notes), indent=2, ensure_ascii=False)

@@ -1,0 +1,193 @@
+"""The DIIR examples of ``workflows/``: on the miniature, behind SD1.5 and SDXL, and on a photograph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from lab.workflows.layout import node
+from lab.workflows.magicface_workflows import LEFT, MAN, PERSON, Example, Prompt, Source, miniature_sources
+
+RIGHT = Source("man", "The man", "person", PERSON, "a photo of a man")
+WOMAN = replace(LEFT, region=None)
+PARTS = {"model": ["checkpoint", 0], "clip": ["checkpoint", 1], "vae": ["checkpoint", 2]}
+NAME = "likeness/diir"
+
+
+def repaired(image: list[Any], prompt: str, **more: Any) -> Prompt:
+    """DIIR Face Repair behind a picture, and what it shows."""
+    return {
+        "repair": node("LikenessDiirFaceRepair", None, [420, 620], image=image, **PARTS, prompt=prompt, **more),
+        "save": node("SaveImage", "Repaired", [340, 380], images=["repair", 0], filename_prefix=NAME),
+        "before": node("PreviewImage", "Before", [340, 380], images=image),
+        "crops": node("PreviewImage", "Faces, before and after", [420, 300], images=["repair", 2]),
+    }
+
+
+def drawn(prompt: str, size: tuple[int, int], seed: int, steps: int, cfg: float, negative: str) -> Prompt:
+    """A plain text-to-image graph: what anybody's workflow ends with."""
+    return {
+        "positive": node("CLIPTextEncode", "Prompt of the picture", [400, 120], clip=["checkpoint", 1], text=prompt),
+        "negative": node("CLIPTextEncode", "Negative", [400, 100], clip=["checkpoint", 1], text=negative),
+        "latent": node("EmptyLatentImage", width=size[0], height=size[1], batch_size=1),
+        "sampler": node(
+            "KSampler", model=["checkpoint", 0], positive=["positive", 0], negative=["negative", 0],
+            latent_image=["latent", 0], seed=seed, steps=steps, cfg=cfg, sampler_name="dpmpp_2m", scheduler="karras",
+            denoise=1.0,
+        ),
+        "decode": node("VAEDecode", samples=["sampler", 0], vae=["checkpoint", 2]),
+    }  # fmt: skip
+
+
+def with_magicface(graph: Prompt, prompt: str, references: list[Any]) -> Prompt:
+    """The sampler of a graph given MagicFace Apply."""
+    apply = node(
+        "LikenessMagicFaceApply", None, [400, 260],
+        **PARTS, references=references, prompt=prompt, positive=["positive", 0], alpha=0.4,
+    )  # fmt: skip
+    graph["sampler"]["inputs"] |= {"model": ["apply", 0], "positive": ["apply", 1]}
+    return {"apply": apply, **graph}
+
+
+def miniature(
+    sources: tuple[Source, ...], prompt: str, face: str, seed: int, magicface: bool = False
+) -> Callable[[], Prompt]:
+    """A picture of the miniature whose small faces become those of the references."""
+
+    def make() -> Prompt:
+        from likeness.miniature.models import picture_size
+
+        side, last = picture_size(), [f"reference{len(sources) - 1}", 0]
+        draft = drawn(prompt, (side, side), seed, 20, 5.0, "")
+        return {
+            "checkpoint": node("LikenessMiniatureLoader"),
+            **miniature_sources(Example(sources, prompt, prompt, "", "")),
+            **(with_magicface(draft, prompt, last) if magicface else draft),
+            **repaired(["decode", 0], face, references=last),
+        }
+
+    return make
+
+
+def photo_reference(checkpoint: dict[str, Any], negative: str = "blurry, low quality, deformed") -> Prompt:
+    """A checkpoint and the user's picture of the person."""
+    return {
+        "checkpoint": checkpoint,
+        "picture": node("LoadImage", "The person (paint the mask)", [320, 340], image="example.png"),
+        "reference": node(
+            "LikenessMagicFaceReference", None, [340, 260],
+            image=["picture", 0], concept="man", weight=3.0, mask=["picture", 1],
+        ),
+        "face_negative": node("CLIPTextEncode", "Negative of the face", [400, 100], clip=["checkpoint", 1],
+                              text=negative),
+    }  # fmt: skip
+
+
+def after_text_to_image(name: str, size: tuple[int, int]) -> Callable[[], Prompt]:
+    """Behind txt2img on a user's checkpoint."""
+    face = {"references": ["reference", 0], "negative": ["face_negative", 0]}
+    return lambda: {
+        **photo_reference(node("CheckpointLoaderSimple", ckpt_name=name)),
+        **drawn("a photo of a man in a red coat, full body, walking in the snow", size, 1, 30, 7.0, "blurry, deformed"),
+        **repaired(["decode", 0], "a photo of {person}, portrait, winter light", **face),
+    }
+
+
+def photograph() -> Prompt:
+    """A photograph repaired, then enlarged by the host's own nodes."""
+    graph = {
+        **photo_reference(node("CheckpointLoaderSimple", ckpt_name="v1-5-pruned-emaonly-fp16.safetensors")),
+        "photograph": node("LoadImage", "The photograph", [320, 340], image="example.png"),
+        **repaired(
+            ["photograph", 0],
+            "a photo of {person}, portrait",
+            references=["reference", 0],
+            negative=["face_negative", 0],
+        ),
+        "upscaler": node("UpscaleModelLoader", "Restore and upscale model", model_name="RealESRGAN_x2plus.pth"),
+        "upscale": node("ImageUpscaleWithModel", upscale_model=["upscaler", 0], image=["repair", 0]),
+    }
+    graph["save"]["inputs"]["images"] = ["upscale", 0]
+    return graph
+
+
+def note(heading: str, text: str, start: str) -> tuple[str, ...]:
+    """The note above a graph."""
+    return (f"## {heading}\n{text}\n\n{start}",)
+
+
+RUN = "Press **Run**: the small model and the drawn references come with the pack."
+OWN = (
+    "Choose your checkpoint and a picture of the person; paint the mask over the person with *Open in MaskEditor*. "
+    "After a run the table under *DIIR Face Repair* shows all faces; tick those you want."
+)
+
+WORKFLOWS: dict[str, tuple[Callable[[], Prompt], tuple[str, ...]]] = {
+    "miniature_diir_person": (
+        miniature(
+            (MAN,),
+            "a picture of a man wearing a red sweater, full body, in the snow",
+            "a picture of {person}, portrait",
+            3,
+        ),
+        note(
+            "DIIR: the face of a full-body picture repaired",
+            "The sampler draws a figure whose face is a few pixels wide. *DIIR Face Repair* draws that face again as "
+            "the person of the reference. Every other pixel stays as it was.",
+            RUN,
+        ),
+    ),
+    "miniature_diir_several": (
+        miniature(
+            (WOMAN, RIGHT),
+            "a picture of a woman wearing a red sweater and a man wearing a green suit, on the beach",
+            "a picture of {person}, portrait",
+            11,
+        ),
+        note(
+            "DIIR: several people, each with their own face",
+            "One *MagicFace Reference* a person. A face gets its person by likeness where it can be told, else from "
+            "left to right; *people* in *DIIR Options* overrules.",
+            RUN,
+        ),
+    ),
+    "miniature_diir_style": (
+        miniature(
+            (MAN,),
+            "a sketch of a man wearing a red sweater, full body, on the beach",
+            "a sketch of {person}, portrait",
+            20,
+            magicface=True,
+        ),
+        note(
+            "DIIR: a drawn picture stays drawn",
+            "A sketch made with MagicFace, whose face is too small for its details. *DIIR Face Repair* gets the same "
+            "references and the plain model; the style stands in the face prompt. Where it cannot be told in words, *keep_style* in *DIIR Options* "
+            "takes it from the old face.",
+            RUN,
+        ),
+    ),
+    "diir_sd15": (
+        after_text_to_image("v1-5-pruned-emaonly-fp16.safetensors", (512, 768)),
+        note("DIIR: behind text to image, SD1.5", "Put it behind any workflow: the last picture goes in here.", OWN),
+    ),
+    "diir_sdxl": (
+        after_text_to_image("sd_xl_base_1.0.safetensors", (832, 1216)),
+        note(
+            "DIIR: behind text to image, SDXL",
+            "Faces are drawn again at 1024 x 1024. IP-Adapter, PuLID or a LoRA on the model act in the face as well; "
+            "identities that travel in the conditioning (InstantID, PhotoMaker) go into *positive*.",
+            OWN,
+        ),
+    ),
+    "diir_photo": (
+        photograph,
+        note(
+            "DIIR: a photograph, then restored and enlarged",
+            "The small faces first, with the identity of another picture of the person; then the whole picture by an "
+            "upscale or restoration model of your own (models/upscale_models).",
+            OWN,
+        ),
+    ),
+}
