@@ -155,14 +155,14 @@ WORKFLOWS: dict[str, tuple[Callable[[], Prompt], tuple[str, ...]]] = {
     "miniature_diir_style": (
         miniature(
             (MAN,),
-            "a sketch of a man wearing a red sweater, full body, on the beach",
-            "a sketch of {person}, portrait",
+            "a watercolor of a man wearing a red sweater, full body, on the beach",
+            "a watercolor of {person}, portrait",
             20,
             magicface=True,
         ),
         note(
             "DIIR: a drawn picture stays drawn",
-            "A sketch made with MagicFace, whose face is too small for its details. *DIIR Face Repair* gets the same "
+            "A watercolor made with MagicFace, whose face is too small for its details. *DIIR Face Repair* gets the same "
             "references and the plain model; the style stands in the face prompt. Where it cannot be told in words, *keep_style* in *DIIR Options* "
             "takes it from the old face.",
             RUN,
