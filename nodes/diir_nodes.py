@@ -238,7 +238,7 @@ def _gate_inputs() -> list[io.Input]:
         ),
         io.Combo.Input(
             "provider",
-            options=[settings.AUTO, *CHOICES],
+            options=list(dict.fromkeys((settings.AUTO, *CHOICES))),
             tooltip="Face models that find and compare faces. auto: the best that is installed.",
             **ADVANCED,
         ),

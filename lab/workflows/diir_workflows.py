@@ -162,9 +162,9 @@ WORKFLOWS: dict[str, tuple[Callable[[], Prompt], tuple[str, ...]]] = {
         ),
         note(
             "DIIR: a drawn picture stays drawn",
-            "A watercolor made with MagicFace, whose face is too small for its details. *DIIR Face Repair* gets the same "
-            "references and the plain model; the style stands in the face prompt. Where it cannot be told in words, *keep_style* in *DIIR Options* "
-            "takes it from the old face.",
+            "A watercolor made with MagicFace, whose face is too small for its details. *DIIR Face Repair* gets the "
+            "same references and the plain model; the style stands in the face prompt. Where it cannot be told in "
+            "words, *keep_style* in *DIIR Options* takes it from the old face.",
             RUN,
         ),
     ),

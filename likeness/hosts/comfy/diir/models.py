@@ -16,7 +16,5 @@ def face_models(model: Any, provider: str) -> FaceModels:
     Raises:
         LikenessError: their package or weights are not there.
     """
-    if provider == AUTO:
-        drawn = isinstance(model.model.latent_format, MiniatureLatent)
-        return faces.load(faces.MINIATURE if drawn else faces.FACENET)
-    return faces.load(provider)
+    drawn = provider == AUTO and isinstance(model.model.latent_format, MiniatureLatent)
+    return faces.load(faces.MINIATURE if drawn else provider)
