@@ -53,6 +53,9 @@ class FacenetDetector:
     """
 
     name = "facenet"
+    working_side = 1024
+    tilt_range = 30.0
+    certain = 0.97
 
     def __init__(self, threshold: float = 0.9, smallest: int = 20) -> None:
         self.threshold, self.smallest = threshold, smallest

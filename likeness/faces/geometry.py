@@ -189,3 +189,15 @@ def crop_square(images: Tensor, boxes: Tensor, size: int, margin: float = 0.25, 
     points = middle[:, None, None] + offset * side[:, None, None, None]  # B S S 2
     grid = points / torch.tensor([width, height]).to(points) * 2 - 1
     return torch.nn.functional.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
+
+
+def from_crop_square(shares: Tensor, box: Tensor, margin: float = 0.25, degrees: float = 0.0) -> Tensor:
+    """Points of a crop of :func:`crop_square`, as shares ``N 2`` of its side, back in the picture.
+
+    Args:
+        box: ``4``; margin, degrees: as they were for the crop.
+    """
+    side = (box[2:] - box[:2]).max() * (1 + 2 * margin)
+    cosine, sine = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    turn = torch.tensor([[cosine, -sine], [sine, cosine]]).to(shares)
+    return (box[:2] + box[2:]) / 2 + side * (shares - 0.5) @ turn.T

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..faces.geometry import crop_square, intersection_over_union
-from ..faces.interface import Face
+from ..faces.interface import Face, FaceModels
 from . import referees
 
 
@@ -20,6 +20,11 @@ class MiniatureDetector:
     """
 
     name = "miniature"
+    working_side = referees.DETECTOR_SIDE
+    smallest = 13
+    tilt_range = 40.0
+    certain = 0.75
+    blind_to_tilt = True
 
     def __init__(self, threshold: float = 0.5, overlap: float = 0.4) -> None:
         self.threshold, self.overlap = threshold, overlap
@@ -30,9 +35,11 @@ class MiniatureDetector:
         """``B 3 H W`` in [0, 1] -> per picture its faces, most confident first."""
         side = referees.DETECTOR_SIDE
         cpu = images.detach().float().cpu()
-        scores, boxes, points = referees.decode_cells(self.model(referees.resize(cpu, side)))
-        zoom = torch.tensor([images.shape[-1] / side, images.shape[-2] / side])  # x, y
-        rows = zip(scores, boxes * zoom.repeat(2), points * zoom, strict=True)
+        longest = max(cpu.shape[-2:])
+        square = F.pad(cpu, (0, longest - cpu.shape[-1], 0, longest - cpu.shape[-2]), mode="replicate")
+        scores, boxes, points = referees.decode_cells(self.model(referees.resize(square, side)))
+        zoom = longest / side
+        rows = zip(scores, boxes * zoom, points * zoom, strict=True)
         return [self._faces(*row) for row in rows]
 
     def _faces(self, scores: Tensor, boxes: Tensor, points: Tensor) -> list[Face]:
@@ -82,3 +89,9 @@ class MiniatureEmbedder:
         picks = [part.argmax(dim=1).tolist() for part in logits]
         names = list(referees.TRAITS)
         return [{n: referees.TRAITS[n][picks[i][row]] for i, n in enumerate(names)} for row in range(len(crops))]
+
+
+def miniature_models() -> FaceModels:
+    """The miniature's detector with its embedder."""
+    detector = MiniatureDetector()
+    return FaceModels("miniature", detector, MiniatureEmbedder, lambda: detector)

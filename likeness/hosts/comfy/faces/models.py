@@ -7,38 +7,68 @@ from pathlib import Path
 
 import torch
 
-from ....faces import facenet
+from ....core.errors import bad_input
+from ....faces import facenet, insightface, opencv, providers
 from ....faces.interface import FaceEmbedder, FaceModels
 from ..copies import private_copy
 
-FACENET, MINIATURE = "facenet", "miniature (drawn people)"
-CHOICES = (FACENET, MINIATURE)
+AUTO, FACENET, MINIATURE = "auto", "facenet", "miniature (drawn people)"
+CHOICES = (AUTO, *providers.PROVIDERS, MINIATURE)
+PACKS = (AUTO, *insightface.PACKS)
 
 
-def load(choice: str) -> FaceModels:
-    """The face models of that name, one of :data:`CHOICES`.
+def load(choice: str, pack: str = AUTO) -> FaceModels:
+    """The face models of that name, one of :data:`CHOICES`; ``auto``: the best for photographs that is there.
+
+    Args:
+        pack: insightface's, one of :data:`PACKS`.
 
     Raises:
         LikenessError: their package or weights are not there.
     """
     if choice == MINIATURE:
-        from ....miniature.faces import MiniatureDetector, MiniatureEmbedder
+        from ....miniature.faces import miniature_models
 
-        return FaceModels("miniature", MiniatureDetector(), MiniatureEmbedder)
-    return FaceModels("facenet", facenet.FacenetDetector(), lambda: facenet.FacenetEmbedder(facenet_weights()))
+        return miniature_models()
+    where = folders()
+    provider = providers.best(where) if choice == AUTO else choice
+    return providers.load(provider, where, "" if pack == AUTO else pack)
+
+
+def folders() -> providers.Folders:
+    """Where weights may lie: the folders below ``models``, and those that other packs or the user have named."""
+    return providers.Folders(
+        insightface=_folders("insightface"),
+        opencv=_folders(opencv.FOLDER),
+        parsing=_folders("facexlib") + _folders("facedetection"),
+        facenet=facenet_weights(),
+    )
+
+
+def _folders(name: str) -> tuple[Path, ...]:
+    import folder_paths
+
+    known = folder_paths.folder_names_and_paths.get(name, ([], set()))[0]
+    return tuple(dict.fromkeys((*map(Path, known), Path(folder_paths.models_dir) / name)))
 
 
 def facenet_weights() -> Path:
     """Where the embedder's weights are, or would be looked for: the models folder ``facenet``."""
-    import folder_paths
-
-    known = folder_paths.folder_names_and_paths.get("facenet", ([], set()))[0]
-    own = Path(folder_paths.models_dir) / "facenet" / facenet.WEIGHTS
-    return next((p for folder in known if (p := Path(folder) / facenet.WEIGHTS).is_file()), own)
+    places = [folder / facenet.WEIGHTS for folder in _folders("facenet")]
+    return next((path for path in places if path.is_file()), places[-1])
 
 
 def private_embedder(faces: FaceModels) -> FaceEmbedder:
-    """An embedder of one training's own, on the CPU: outside inference mode, frozen, in fp32."""
+    """An embedder of one training's own, on the CPU: outside inference mode, frozen, in fp32.
+
+    Raises:
+        LikenessError: one that has no gradient.
+    """
     embedder = copy.copy(faces.make_embedder())
+    if not embedder.differentiable:
+        raise bad_input(
+            "Face Models", f"{embedder.name}, through which no gradient flows", "facenet or miniature",
+            "Choose one of these for the identity loss.",
+        )  # fmt: skip
     embedder.model = private_copy(embedder.model, "Face Models", torch.float32, torch.device("cpu"))
     return embedder
