@@ -56,6 +56,7 @@ class FacenetDetector:
     working_side = 1024
     tilt_range = 30.0
     certain = 0.97
+    turns = 4
 
     def __init__(self, threshold: float = 0.9, smallest: int = 20) -> None:
         self.threshold, self.smallest = threshold, smallest

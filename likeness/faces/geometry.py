@@ -61,6 +61,14 @@ def box_of(points: Tensor) -> Box:
     return low[0], low[1], high[0], high[1]
 
 
+def upright_size(points: Tensor, degrees: float) -> tuple[float, float]:
+    """Width and height of points ``N 2`` in a frame that is turned by an angle."""
+    turn = math.radians(degrees)
+    back = torch.tensor([[math.cos(turn), math.sin(turn)], [-math.sin(turn), math.cos(turn)]]).to(points)
+    x0, y0, x1, y1 = box_of(points @ back.T)
+    return x1 - x0, y1 - y0
+
+
 def turned_box(middle: tuple[float, float], size: tuple[float, float], degrees: float) -> Box:
     """The upright box of an ellipse of ``size`` (width, height) that is turned; of the same size at 0 degrees."""
     cosine, sine = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))

@@ -114,7 +114,7 @@ class Faces:
 
 @runtime_checkable
 class FaceDetector(Protocol):
-    """Finds faces. Optional attributes, see :mod:`.find`: ``working_side``, ``tilt_range``, ``blind_to_tilt``."""
+    """Finds faces. Optional attributes, see :mod:`.find`: ``working_side``, ``tilt_range``, ``turns``."""
 
     name: str
 

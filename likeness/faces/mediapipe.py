@@ -63,6 +63,7 @@ class MediaPipeDetector:
     working_side = 1024
     smallest = 64  # its detectors look at 128 and 192 pixels for the whole picture
     tilt_range = 45.0
+    turns = 4
 
     def __init__(self, threshold: float = 0.5) -> None:
         solutions = _solutions()

@@ -5,13 +5,13 @@ Detectors differ in what they see, which they say by optional attributes:
     smallest: side in pixels, at that size, of the least face it finds; absent: 20.
     tilt_range: it finds faces tilted by up to so many degrees; absent: 45.
     certain: least score on tiles and turned views, where there are many more chances to be wrong; absent: 0.6.
-    blind_to_tilt: its landmarks stand upright whatever the face does; absent: False.
+    turns: it takes turned faces for upright ones, so each is looked at again at so many angles; absent: 0.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -36,7 +36,11 @@ SAME_IOU, SAME_INSIDE = 0.4, 0.7
 MORE_CERTAIN = 0.1
 VIEWS_AT_ONCE = 16
 
-TURNS = torch.arange(-180, 180, 15)
+#: Side of the crops in which a face is looked at again, at most.
+CROP = 256
+#: With so few angles that landmarks must tell the rest, a face counts as turned if it is more likely a face there than
+#: upright, by so much in log odds.
+COARSE, TURN_GAIN = 8, 0.5
 
 
 @dataclass(frozen=True)
@@ -47,19 +51,25 @@ class Look:
     degrees: tuple[float, ...] = (0.0,)
 
 
-def search(images: Tensor, detector: FaceDetector, effort: str = AUTO) -> list[list[Face]]:
-    """Per picture of ``B 3 H W`` its faces, in no order."""
-    found = [Searcher(image, detector).run(effort) for image in images]
-    if getattr(detector, "blind_to_tilt", False):
-        return [[straighten(i, face, detector) for face in faces] for i, faces in zip(images, found, strict=True)]
-    return found
+def search(
+    images: Tensor, detector: FaceDetector, effort: str = AUTO, tick: Callable[[], None] | None = None
+) -> list[list[Face]]:
+    """Per picture of ``B 3 H W`` its faces, in no order.
+
+    Args:
+        tick: called before every look; what it raises ends the search.
+    """
+    found = [Searcher(image, detector, tick).run(effort) for image in images]
+    if not getattr(detector, "turns", 0) or effort == QUICK:
+        return found
+    return [[straighten(i, face, detector) for face in faces] for i, faces in zip(images, found, strict=True)]
 
 
 class Searcher:
     """The search in one picture ``3 H W``; ``faces`` are those found so far."""
 
-    def __init__(self, image: Tensor, detector: FaceDetector) -> None:
-        self.image, self.detector = image, detector
+    def __init__(self, image: Tensor, detector: FaceDetector, tick: Callable[[], None] | None = None) -> None:
+        self.image, self.detector, self.tick = image, detector, tick
         self.side, self.certain = getattr(detector, "working_side", 640), getattr(detector, "certain", 0.6)
         self.faces: list[Face] = []
 
@@ -72,9 +82,10 @@ class Searcher:
         for look in (Look(ZOOMS[0]), Look(ZOOMS[1])):
             if always or self._tiny(look.zoom):
                 self.look(look)
-        for look in (Look(1, turned), Look(ZOOMS[0], turned)):
-            if always or not any(face.score >= self.certain for face in self.faces):
-                self.look(look)
+        if always or not any(face.score >= self.certain for face in self.faces):
+            self.look(Look(1, turned))
+        if always or not self.faces:
+            self.look(Look(ZOOMS[0], turned))
         return self.faces
 
     def _tiny(self, zoom: int) -> bool:
@@ -88,6 +99,8 @@ class Searcher:
 
     def look(self, look: Look) -> None:
         """Add what one look finds."""
+        if self.tick:
+            self.tick()
         longest = max(self.image.shape[-2:])
         if look.zoom > 1 and longest / look.zoom < LEAST_TILE:
             return
@@ -216,21 +229,31 @@ def same_place(a: Face, b: Face) -> bool:
 
 
 def straighten(image: Tensor, face: Face, detector: FaceDetector) -> Face:
-    """The face with its true tilt, for a detector that is blind to it: turned, detected again, the best score taken.
+    """The face with its true tilt: turned by steps, detected again, the best score taken.
 
     Args:
         image: the picture, ``3 H W``.
     """
-    scores = _turned_scores(image, face, detector, [face.turned + float(turn) for turn in TURNS])
+    count = detector.turns
+    step = 360 / count
+    scores = _turned_scores(image, face, detector, [face.turned + i * step for i in range(count)])
     best = int(scores.argmax())
-    near = torch.roll(scores, len(TURNS) // 2 - best)[len(TURNS) // 2 - 2 : len(TURNS) // 2 + 3]  # 30 degrees each way
-    finer = (torch.softmax(2 * near, dim=0) * torch.tensor([-30.0, -15.0, 0.0, 15.0, 30.0])).sum()
-    degrees = face.turned + float(TURNS[best]) + float(finer)
+    if count <= COARSE:
+        if best == 0 or scores[best] < scores[0] + TURN_GAIN:
+            return face
+        return _detected_upright(image, face, detector, face.turned + best * step) or face
+    around = torch.arange(-2, 3)
+    weights = torch.softmax(2 * scores[(around + best) % count], dim=0)
+    degrees = face.turned + step * (best + float((weights * around).sum()))
     return _detected_upright(image, face, detector, degrees) or replace(face, turned=degrees)
 
 
 #: what the crops of :func:`straighten` hold beyond the face, as a share of its longer side
 MARGIN = 0.4
+
+
+def _crop_side(detector: FaceDetector) -> int:
+    return min(CROP, getattr(detector, "working_side", 640))
 
 
 def _crops(image: Tensor, face: Face, degrees: Sequence[float], side: int) -> Tensor:
@@ -247,15 +270,20 @@ def _middle_face(faces: Sequence[Face], side: int) -> Face | None:
 
 def _turned_scores(image: Tensor, face: Face, detector: FaceDetector, degrees: Sequence[float]) -> Tensor:
     """Log odds that the face is one when it is turned upright from each angle."""
-    side = getattr(detector, "working_side", 640)
+    side = _crop_side(detector)
     found = [_middle_face(faces, side) for faces in detector.detect(_crops(image, face, degrees, side))]
     scores = torch.tensor([0.0 if one is None else one.score for one in found], dtype=torch.float64)
     return torch.logit(scores, eps=1e-6).clamp(min=-3)
 
 
+def look_inside(image: Tensor, face: Face, detector: FaceDetector) -> Face | None:
+    """The face of ``3 H W`` as the detector finds it in the box of ``face``, with its landmarks; None: it does not."""
+    return _detected_upright(image, face, detector, face.turned)
+
+
 def _detected_upright(image: Tensor, face: Face, detector: FaceDetector, degrees: float) -> Face | None:
     """The face as it is found once more in the crop that has it upright, in the picture's coordinates."""
-    side = getattr(detector, "working_side", 640)
+    side = _crop_side(detector)
     again = _middle_face(detector.detect(_crops(image, face, [degrees], side))[0], side)
     if again is None:
         return None

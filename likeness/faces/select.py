@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from ..core.errors import bad_input
-from .interface import Face
+from .interface import Face, largest_face
 
 #: Order of the faces in a picture -> what they are sorted by; left to right is the tie-break, so it is always stable.
 ORDERS: dict[str, Callable[[Face], float]] = {
@@ -18,7 +18,8 @@ ORDERS: dict[str, Callable[[Face], float]] = {
     "largest first": lambda face: -face.area,
     "most certain first": lambda face: -face.score,
 }
-NUMBERS = re.compile(r"(\d+)(?:\s*-\s*(\d+))?")
+PART = re.compile(r"(?:(\d+):)?(\d+)(?:-(\d+))?")
+ALL, NONE, LARGEST = "all", "none", "largest"
 
 
 @dataclass(frozen=True)
@@ -29,14 +30,14 @@ class Gates:
         smallest, largest: bounds for the longer side of the face in pixels; largest 0: none.
         region: where to look: ``B 1 H W`` or ``1 1 H W``; the middle of the face must lie where it is above 0.5.
         count: at most so many, the largest ones; 0: all.
-        numbers: those meant, by their number in the order, such as ``1,3`` or ``2-4``; empty: all.
+        which: those meant, see :func:`chosen`; empty: all.
     """
 
     smallest: float = 0.0
     largest: float = 0.0
     region: Tensor | None = None
     count: int = 0
-    numbers: str = ""
+    which: str = ""
 
 
 def ordered(faces: Sequence[Face], order: str = "left to right") -> list[Face]:
@@ -47,12 +48,15 @@ def ordered(faces: Sequence[Face], order: str = "left to right") -> list[Face]:
 
 
 def select(faces: Sequence[Face], gates: Gates, order: str = "left to right", picture: int = 0) -> tuple[Face, ...]:
-    """The faces of one picture that pass, ordered and numbered; ``numbers`` leave the numbers as they are."""
+    """The faces of one picture that pass, ordered and numbered; ``which`` leaves the numbers as they are.
+
+    Args:
+        picture: its place in the batch, from 0.
+    """
     kept = [face for face in faces if _size_fits(face, gates) and _inside(face, gates.region, picture)]
     if gates.count:
         kept = sorted(kept, key=lambda face: face.area, reverse=True)[: gates.count]
-    wanted = parse_numbers(gates.numbers)
-    return tuple(face for face in ordered(kept, order) if wanted is None or face.number in wanted)
+    return chosen(ordered(kept, order), gates.which, picture)
 
 
 def _size_fits(face: Face, gates: Gates) -> bool:
@@ -68,21 +72,43 @@ def _inside(face: Face, region: Tensor | None, picture: int) -> bool:
     return bool(mask[y, x] > 0.5)
 
 
-def parse_numbers(text: str) -> frozenset[int] | None:
-    """``1,3`` or ``2-4`` as a set of numbers; None where the text is empty or ``all``.
+def chosen(faces: Sequence[Face], which: str, picture: int = 0) -> tuple[Face, ...]:
+    """The numbered faces of one picture that ``which`` names.
+
+    Args:
+        which: empty or ``all``; ``none``; ``largest``; or numbers such as ``1, 3-5`` and, where there are several
+            pictures, ``2:1`` for the first face of the second.
+        picture: its place in the batch, from 0.
 
     Raises:
         LikenessError: anything else.
     """
-    if text.strip().lower() in ("", "all"):
-        return None
-    numbers: set[int] = set()
-    for part in filter(None, re.split(r"[,;\s]+", re.sub(r"\s*-\s*", "-", text.strip()))):
-        found = NUMBERS.fullmatch(part)
-        if found is None or int(found[1]) < 1 or int(found[2] or found[1]) > 10_000:
+    words = which.strip().lower()
+    if words in ("", ALL):
+        return tuple(faces)
+    if words == NONE:
+        return ()
+    if words == LARGEST:
+        largest = largest_face(faces)
+        return () if largest is None else (largest,)
+    named = parse_numbers(words)
+    return tuple(face for face in faces if named & {(None, face.number), (picture + 1, face.number)})
+
+
+def parse_numbers(text: str) -> frozenset[tuple[int | None, int]]:
+    """``1, 3-5, 2:1`` as pairs of the picture, or None for every picture, and the number; both from 1.
+
+    Raises:
+        LikenessError: anything else.
+    """
+    named: set[tuple[int | None, int]] = set()
+    for part in filter(None, re.split(r"[,;\s]+", re.sub(r"\s*([:-])\s*", r"\1", text.strip()))):
+        found = PART.fullmatch(part)
+        if found is None or not 1 <= int(found[2]) <= int(found[3] or found[2]) <= 10_000:
             raise bad_input(
-                "Faces: numbers", repr(text), "numbers from 1 such as 1,3 or 2-4",
-                "Write the numbers that Detect Faces shows; leave it empty for all faces.",
+                "Faces: which", repr(text), "numbers such as 1,3 or 2-4, picture:face as in 2:1, or all, largest, none",
+                "Take the numbers that Detect Faces shows; leave it empty for all faces.",
             )  # fmt: skip
-        numbers.update(range(int(found[1]), int(found[2] or found[1]) + 1))
-    return frozenset(numbers)
+        picture = int(found[1]) if found[1] else None
+        named |= {(picture, number) for number in range(int(found[2]), int(found[3] or found[2]) + 1)}
+    return frozenset(named)

@@ -24,7 +24,7 @@ class MiniatureDetector:
     smallest = 13
     tilt_range = 40.0
     certain = 0.75
-    blind_to_tilt = True
+    turns = 24
 
     def __init__(self, threshold: float = 0.5, overlap: float = 0.4) -> None:
         self.threshold, self.overlap = threshold, overlap

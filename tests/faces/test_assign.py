@@ -8,7 +8,7 @@ import torch
 from likeness.core.errors import LikenessError
 from likeness.faces.assign import NOBODY, ORDER, REGION, SIMILARITY, USER, assign
 from likeness.faces.interface import Face, comparable, similarities
-from likeness.faces.select import Gates, ordered, parse_numbers, select
+from likeness.faces.select import Gates, chosen, ordered, select
 
 ROW = [Face((x, 10.0, x + 20.0, 30.0), 0.9) for x in (70.0, 10.0, 40.0)]  # right, left, middle
 
@@ -80,20 +80,26 @@ def test_gates() -> None:
     assert select(faces, Gates(smallest=30))[0].box == large.box
     assert len(select(faces, Gates(largest=20))) == 4
     assert [f.box for f in select(faces, Gates(count=1))] == [large.box]
-    chosen = select(faces, Gates(numbers="1, 3-4"))
+    chosen = select(faces, Gates(which="1, 3-4"))
     assert [f.number for f in chosen] == [1, 3, 4], "numbers stay those that are shown"
     region = torch.zeros(2, 1, 100, 100)
     region[1, :, 50:] = 1
     assert select(faces, Gates(region=region)) == ()
     assert [f.box for f in select(faces, Gates(region=region), picture=1)] == [large.box]
-    assert select(faces, Gates(numbers="99")) == ()
+    assert select(faces, Gates(which="99")) == ()
 
 
-def test_numbers_are_read_or_refused() -> None:
-    assert parse_numbers(" all ") is None and parse_numbers("2 - 4; 7") == {2, 3, 4, 7}
-    for wrong in ("a", "0", "1..3", "-1"):
+def test_which_faces_are_meant() -> None:
+    faces = ordered([*ROW, Face((0, 50, 40, 90), 0.5)])
+
+    def numbers(which: str, picture: int = 0) -> list[int]:
+        return [face.number for face in chosen(faces, which, picture)]
+
+    assert numbers(" All ") == numbers("") == [1, 2, 3, 4] and numbers("none") == [] and numbers("largest") == [2]
+    assert numbers("2 - 3; 9") == [2, 3] and numbers("2:1, 3") == [3] and numbers("2:1, 3", 1) == [1, 3]
+    for wrong in ("a", "0", "1..3", "-1", "4-2"):
         with pytest.raises(LikenessError, match="such as 1,3 or 2-4"):
-            parse_numbers(wrong)
+            numbers(wrong)
 
 
 def test_embeddings_of_different_providers_never_meet() -> None:
