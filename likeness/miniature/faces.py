@@ -93,5 +93,4 @@ class MiniatureEmbedder:
 
 def miniature_models() -> FaceModels:
     """The miniature's detector with its embedder."""
-    detector = MiniatureDetector()
-    return FaceModels("miniature", detector, MiniatureEmbedder, lambda: detector)
+    return FaceModels("miniature", MiniatureDetector(), MiniatureEmbedder)
