@@ -5,6 +5,8 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..likeness.core.diir.request import CACHES, MODES, STYLES, DiirRequest
+from ..likeness.drawing.pose import OPENPOSE
+from ..likeness.drawing.pose import STYLES as LANDMARK_STYLES
 from ..likeness.hosts.comfy.compat import ADVANCED, schema
 from ..likeness.hosts.comfy.diir import models, repair, settings, table
 from ..likeness.hosts.comfy.diir.people import DEFAULT_PROMPT
@@ -127,6 +129,12 @@ def _optional_inputs() -> list[io.Input]:
         io.Conditioning.Input(
             "negative", optional=True, tooltip="Negative prompt; unconnected: an empty one. Cut to the faces likewise."
         ),
+        io.ControlNet.Input(
+            "control_net",
+            optional=True,
+            tooltip="A landmark ControlNet of the model's family: the face keeps its pose. Its picture is drawn "
+            "anew for each crop; landmark_style in DIIR Options must be the kind it was trained on.",
+        ),
         FacesType.Input("faces", optional=True, tooltip="From Detect Faces. Unconnected: they are found here."),
         io.Mask.Input("where", optional=True, tooltip="Only faces whose middle lies in this mask; any size."),
         OptionsType.Input("options", optional=True, tooltip="From DIIR Options; unconnected: its defaults."),
@@ -144,7 +152,7 @@ class DiirOptions(io.ComfyNode):
             category=CATEGORY,
             description="The method's settings for DIIR Face Repair: steps, guidance, style, masks, gates.",
             search_aliases=["face detailer", "face repair"],
-            inputs=[*_method_inputs(), *_gate_inputs(), *_crop_inputs()],
+            inputs=[*_method_inputs(), *_gate_inputs(), *_crop_inputs(), *_control_inputs()],
             outputs=[OptionsType.Output("options", "options", tooltip="For DIIR Face Repair.")],
         )
 
@@ -276,6 +284,36 @@ def _crop_inputs() -> list[io.Input]:
             options=list(settings.MASKS),
             tooltip="How the head's outline is found: parsed (needs facexlib's weights), from landmarks, or an "
             "ellipse. auto: the first of these that is there.",
+            **ADVANCED,
+        ),
+    ]
+
+
+def _control_inputs() -> list[io.Input]:
+    return [
+        io.Combo.Input(
+            "landmark_style",
+            options=list(LANDMARK_STYLES),
+            default=OPENPOSE,
+            tooltip="What control_net was trained on. OpenPose and InstantID need five landmarks, MediaPipe more.",
+            **ADVANCED,
+        ),
+        io.Float.Input(
+            "control_strength",
+            default=0.8,
+            min=0.0,
+            max=2.0,
+            step=0.05,
+            tooltip="How strongly control_net acts.",
+            **ADVANCED,
+        ),
+        io.Float.Input(
+            "control_end",
+            default=1.0,
+            min=0.0,
+            max=1.0,
+            step=0.05,
+            tooltip="Share of the steps after which control_net is off.",
             **ADVANCED,
         ),
     ]

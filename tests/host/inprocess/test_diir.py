@@ -50,6 +50,25 @@ def test_only_the_masked_head_changes(parts, shape, place):
         assert torch.equal(outcome.image[..., 3], image[..., 3])
 
 
+def test_eight_overlapping_faces(parts):
+    image = pictures()
+    found = tuple(face(30 + 9 * i, 40 + 5 * (i % 3), 26, i + 1) for i in range(8))
+    outcome = repaired(job(parts, image, faces_of(image, found), options=Options(request=QUICK, faces_at_once=3)))
+    assert told(outcome) == ["repaired"] * 8
+    assert same_outside(outcome, image) and len(outcome.crops) == 8
+
+
+def test_v_prediction_is_inverted_too(parts):
+    class Velocity(comfy.model_sampling.ModelSamplingDiscrete, comfy.model_sampling.V_PREDICTION):
+        pass
+
+    model = parts.model.clone()
+    model.add_object_patch("model_sampling", Velocity(model.model.model_config))
+    outcome = repaired(job(parts, model=model))
+    assert told(outcome) == ["repaired"]
+    assert not torch.equal(outcome.image, repaired(job(parts)).image)
+
+
 def test_nothing_to_do_gives_the_same_tensor(parts):
     image = pictures(2)
     for outcome in (
@@ -171,6 +190,24 @@ def test_likeness_is_asked_of_all_faces_order_only_of_those_repaired():
     passed = [False, True, True]
     assert [one.person for one in who_is_who(found, passed, 1, unsure, 0.5, [None], "")] == [None, 0, None]
     assert [one.person for one in who_is_who(found, [True, True, False], 1, sure, 0.5, [None], "")] == [None, None, 0]
+
+
+@pytest.mark.parametrize(
+    ("people", "named", "similarity", "expected"),
+    [
+        (2, [False, True, True], None, [None, 0, 1]),
+        (2, [False, True, False], None, [0, 1, None]),
+        (1, [False, True, False], None, [None, 0, None]),
+        (1, [False, True, False], [[0.9], [0.1], [0.1]], [0, 0, None]),
+        (2, [True, True, True], [[0.9, 0.0], [0.0, 0.9], [0.1, 0.2]], [0, 1, 1]),
+    ],
+    ids=["both named", "one of two", "the only person", "though another face is more alike", "more faces than people"],
+)
+def test_a_named_face_gets_somebody(people, named, similarity, expected):
+    found = [face(20), face(60, number=2), face(100, number=3)]
+    table = None if similarity is None else torch.tensor(similarity)
+    who = who_is_who(found, named, people, table, 0.5, [None] * people, "", named=True)
+    assert [one.person for one in who] == expected
 
 
 def test_prompts():

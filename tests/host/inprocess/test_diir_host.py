@@ -11,10 +11,12 @@ import comfy.model_management as management
 import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
+from support.comfy import tiny
 from support.comfy.diir import QUICK, face, faces_of, job, pictures, repaired, same_outside
 from support.comfy.magicface import chain, picture
 from support.comfy.persona import chain as personas
 
+from likeness.core.errors import LikenessError
 from likeness.hosts.comfy.diir import crops
 from likeness.hosts.comfy.diir.conditioning import recut
 from likeness.hosts.comfy.diir.settings import Options
@@ -172,6 +174,39 @@ def test_control_is_cut_and_acts(parts):
     assert {tuple(seen.shape) for seen in Control.seen} == {(1, 3, 128, 128)}
     assert len(Control.seen) == QUICK.steps  # the inversion goes without
     assert control.cond_hint_original is hint
+
+
+FIVE = torch.tensor([[55.0, 45], [65, 45], [60, 51], [56, 56], [64, 56]])
+
+
+def test_landmarks_are_drawn_anew_for_the_crop(parts):
+    Control.seen.clear()
+    image = pictures(2)
+    faces = faces_of(image, (face(landmarks=FIVE),), (face(landmarks=FIVE + 3), face(100, 80, 20, 2)))
+    plain = repaired(job(parts, image, faces)).image
+    options = Options(request=QUICK, landmark_style="InstantID")
+    outcome = repaired(job(parts, image, faces, control_net=Control(), options=options))
+    assert not torch.equal(outcome.image, plain) and same_outside(outcome, image)
+    assert {tuple(seen.shape) for seen in Control.seen} == {(3, 3, 128, 128)}
+    first, second, third = Control.seen[0]
+    assert first.any() and second.any() and not third.any()
+    rows, columns = torch.where((first[0] > 0.9) & (first[1:].amax(0) < 0.1))  # red: the viewer's left eye
+    assert abs(float(columns.float().mean()) - 128 * (0.5 - 5 / 43)) < 3
+    assert abs(float(rows.float().mean()) - 128 * (0.46 - 5 / 43)) < 3
+    assert notes(outcome) == ["some faces have no landmarks: control_net does not act there"]
+
+
+def test_a_control_net_of_another_family_is_refused(parts):
+    control = Control()
+    control.control_model = torch.nn.ModuleDict({"attn2": torch.nn.ModuleDict({"to_k": torch.nn.Linear(999, 8)})})
+    with pytest.raises(LikenessError, match="999"):
+        repaired(job(parts, control_net=control))
+
+
+def test_a_clip_of_another_family_is_refused(parts, monkeypatch):
+    monkeypatch.setattr(tiny, "TEXT", {**tiny.TEXT, "hidden_size": 64})
+    with pytest.raises(LikenessError, match="clip"):
+        repaired(replace(job(parts), clip=tiny.clip()))
 
 
 @pytest.mark.parametrize("style", ["off", "paper"])

@@ -11,7 +11,7 @@ from torch import Tensor
 from ....core.diir.gate import Gate, longer_side
 from ....core.diir.geometry import Box
 from ....core.errors import bad_input
-from ....faces.assign import NOBODY, ORDER, Assignment, assign
+from ....faces.assign import NOBODY, ORDER, SIMILARITY, Assignment, assign
 from ....faces.interface import Face
 
 NODE = "DIIR Face Repair"
@@ -94,24 +94,40 @@ def who_is_who(
     good_enough: float,
     regions: Sequence[Tensor | None],
     override: str,
+    named: bool = False,
 ) -> list[Assignment]:
     """A person for each face of one picture.
 
     Likeness and regions are asked of all faces, so that a bystander who is to be repaired does not get the person of a
-    large face; the rest goes from left to right among the faces that passed the gates.
+    large face; the rest goes from left to right among the faces that passed the gates. A face that the user has named
+    gets somebody in any case: the most similar person, though that be another face as well.
 
     Args:
         passed: per face whether it is to be repaired. similarity: ``F P`` or None. good_enough: least that counts.
-        override: see :func:`.faces.assign.assign`.
+        override: see :func:`.faces.assign.assign`. named: whether those that passed are the ones the user has named.
     """
     told = assign(
         faces, people, similarity=similarity, good_enough=good_enough, regions=regions, override=override
-    )  # with the order of all faces, which does not count here
-    sure = [one if one.how != ORDER else Assignment(None, NOBODY) for one in told]
-    taken = {one.person for one in sure}
+    )  # from left to right it counts all faces, as is right where only some of the people's faces are named
+    some = named and sum(passed) < people
+    who = [one if one.how != ORDER or some else Assignment(None, NOBODY) for one in told]
+    taken = {one.person for one in who}
     free = [person for person in range(people) if person not in taken]
-    rest = sorted((i for i, one in enumerate(sure) if one.how == NOBODY and passed[i]), key=lambda i: faces[i].centre)
+    rest = sorted((i for i, one in enumerate(who) if one.how == NOBODY and passed[i]), key=lambda i: faces[i].centre)
     for i, person in zip(rest, free, strict=False):
-        value = None if similarity is None else float(similarity[i, person])
-        sure[i] = Assignment(person, ORDER, value)
-    return sure
+        who[i] = Assignment(person, ORDER, _likeness(similarity, i, person))
+    if named and people:
+        for i in (i for i in rest if who[i].how == NOBODY):
+            who[i] = _most_similar(similarity, i, people) or who[i]
+    return who
+
+
+def _likeness(similarity: Tensor | None, face: int, person: int) -> float | None:
+    return None if similarity is None else float(similarity[face, person])
+
+
+def _most_similar(similarity: Tensor | None, face: int, people: int) -> Assignment | None:
+    if similarity is None:
+        return Assignment(0, ORDER) if people == 1 else None
+    person = int(similarity[face].nan_to_num(-2.0).argmax())
+    return Assignment(person, SIMILARITY, _likeness(similarity, face, person))

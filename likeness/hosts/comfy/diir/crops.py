@@ -46,7 +46,7 @@ class HostModel:
     Args:
         model, vae: the host's. request: the method's settings. places: every face, with its mask.
         subjects: per face what it is restored with; faces with the same object share runs.
-        negative: CONDITIONING and whether it was made for the whole picture. inversion: plain text.
+        negative: CONDITIONING, and whether it was made for the whole picture; its text is the inversion's as well.
         seeds: one a face. picture_size: height and width.
         control: puts a landmark ControlNet on positive and negative for the named faces; None where there is none.
 
@@ -62,13 +62,12 @@ class HostModel:
         places: Sequence[Place],
         subjects: Sequence[Subject],
         negative: tuple[list, bool],
-        inversion: list,
         seeds: Sequence[int],
         picture_size: tuple[int, int],
         control: Any = None,
     ) -> None:
         self.model, self.vae, self.request, self.places = model, vae, request, places
-        self.subjects, self.negative, self.inversion, self.seeds = subjects, negative, inversion, seeds
+        self.subjects, self.negative, self.seeds = subjects, negative, seeds
         self.picture_size, self.control = picture_size, control
         self.notes: dict[str, None] = {}
         self.failed: dict[int, str] = {}
@@ -132,7 +131,7 @@ class HostModel:
         if self.control is not None:
             positive, negative = self.control(positive, negative, faces)
         seeds = [self.seeds[face] for face in faces]
-        chunk = Chunk(latents, masks, positive, negative, plain(self.inversion), seeds)
+        chunk = Chunk(latents, masks, positive, negative, plain(self.negative[0]), seeds)
         return run(subject.identified.model, chunk, self.request, lambda *step: self._bar.step(step[3], len(faces)))
 
     def _conditioning(self, conditioning: list, whole: bool, cut_here: Cut) -> list:

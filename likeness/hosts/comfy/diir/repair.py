@@ -6,7 +6,6 @@ import math
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import comfy.model_sampling
 import torch
 from torch import Tensor
 
@@ -14,15 +13,16 @@ from ....core.diir.gate import Gate
 from ....core.diir.geometry import Crop, cut, face_crop
 from ....core.diir.repair import Place, Repaired, repair
 from ....core.diir.request import DiirRequest
-from ....core.errors import bad_input
 from ....faces.assign import Assignment
 from ....faces.find import find_faces
 from ....faces.interface import Face, FaceModels, Faces
 from .. import images, text
 from ..magicface.references import References
 from ..persona.text import Personas
-from ..unet import native_side, read_unet
+from ..unet import native_side
+from .checks import check_model, check_text, model_notes, read_pictures
 from .choose import NODE, Which, face_px, who_is_who
+from .control import LandmarkControl, check_control
 from .crops import HostModel, Subject
 from .identity import identified
 from .judge import Judge
@@ -98,15 +98,21 @@ def repair_faces(job: Job, models: FaceModels | None) -> Outcome:
     Raises:
         LikenessError: the model, the VAE or an input is none this can work with.
     """
-    check_model(job.model)
+    width = check_model(job.model)
+    check_text(job.clip, width)
+    if job.control_net is not None:
+        check_control(job.control_net, width)
     pictures = read_pictures(job.image)
     judge = Judge(models)
     people, notes = people_of(job.references, job.personas, judge)
+    notes += model_notes(job.model, job.references is not None)
     entries = _entries(job, pictures, _found(job, pictures, models), people, judge)
     todo = [entry for entry in entries if entry.reason is None]
     if not todo or job.request.start == job.request.steps:
         return _untouched(job, pictures, entries, people, notes)
     notes += _locate(job, pictures, todo, models)
+    if job.control_net is not None and any(e.face.dense is None and e.face.landmarks is None for e in todo):
+        notes.append("some faces have no landmarks: control_net does not act there")
     todo.sort(key=lambda entry: (entry.who.person is None, entry.who.person, entry.prompt))  # chunks of one person
     host = _host(job, todo, people)
     done = repair(pictures, [e.place for e in todo], host, host.size, host.rows(job.options.faces_at_once))
@@ -121,52 +127,6 @@ def repair_faces(job: Job, models: FaceModels | None) -> Outcome:
 
 
 # -- what comes in -----------------------------------------------------------------------------------------------------
-
-
-def check_model(model: Any) -> None:
-    """Only a UNet that predicts noise or velocity, and takes nothing but latents, can be inverted.
-
-    Raises:
-        LikenessError: another kind of model.
-    """
-    sampling = model.get_model_object("model_sampling")
-    flows = tuple(
-        getattr(comfy.model_sampling, name)
-        for name in ("CONST", "COSMOS_RFLOW", "IMG_TO_IMG_FLOW")
-        if hasattr(comfy.model_sampling, name)
-    )
-    if isinstance(sampling, flows):
-        raise bad_input(
-            f"{NODE}: model",
-            f"a flow-matching model ({type(model.model).__name__})",
-            "a diffusion model of SD1.x, SD2.x or SDXL",
-            "DDIM inversion walks a diffusion schedule, which a flow does not have. Repair with an SD checkpoint: the "
-            "picture may come from any model.",
-        )
-    blocks = read_unet(model, f"{NODE}: model")
-    del blocks
-    channels = model.model.model_config.unet_config.get("in_channels", 4)
-    if channels != model.model.latent_format.latent_channels:
-        raise bad_input(
-            f"{NODE}: model",
-            f"a model with {channels} input channels (made for inpainting or editing)",
-            f"one with {model.model.latent_format.latent_channels}",
-            "Load the plain checkpoint of the same family.",
-        )
-
-
-def read_pictures(image: Tensor) -> list[Tensor]:
-    """IMAGE ``P H W C`` as pictures ``C H W`` with at least three channels, on the CPU.
-
-    Raises:
-        LikenessError: no picture, or one without pixels.
-    """
-    if image.ndim != 4 or 0 in image.shape:
-        raise bad_input(
-            f"{NODE}: image", f"shape {tuple(image.shape)}", "pictures of some size", "Check the node that makes it."
-        )
-    colours = image if image.shape[-1] >= 3 else images.to_torch(image).movedim(1, -1)
-    return [picture.movedim(-1, 0).cpu() for picture in colours]
 
 
 def _found(job: Job, pictures: list[Tensor], models: FaceModels | None) -> Faces:
@@ -189,7 +149,14 @@ def _entries(job: Job, pictures: list[Tensor], found: Faces, people: tuple[Perso
         table = judge.table(picture[:3], faces, [person.vector for person in people])
         regions = [person.region for person in people]
         who = who_is_who(
-            faces, [r is None for r in reasons], len(people), table, judge.good_enough, regions, job.options.people
+            faces,
+            [reason is None for reason in reasons],
+            len(people),
+            table,
+            judge.good_enough,
+            regions,
+            job.options.people,
+            which.rule == "named",
         )
         for j, face in enumerate(faces):
             entry = Entry(i, face, reasons[j], who[j], who[j].similarity)
@@ -246,17 +213,30 @@ def _host(job: Job, todo: list[Entry], people: tuple[Person, ...]) -> HostModel:
                 job.model, job.clip, job.vae, job.references, person, entry.prompt, job.seed, job.positive
             )
             subjects[key] = Subject(made, job.positive is not None)
-    nothing = text.encode(job.clip, "").conditioning
     return HostModel(
         job.model,
         job.vae,
         job.request,
         [entry.place for entry in todo],
         [subjects[entry.who.person, entry.prompt] for entry in todo],
-        (nothing, False) if job.negative is None else (job.negative, True),
-        nothing,
-        [job.seed + entry.picture + (entry.face.number << 32) for entry in todo],
+        (text.encode(job.clip, "").conditioning, False) if job.negative is None else (job.negative, True),
+        [job.seed + 1000 * entry.picture + entry.face.number - 1 for entry in todo],
         tuple(job.image.shape[1:3]),
+        None if job.control_net is None else _control(job, todo),
+    )
+
+
+def _control(job: Job, todo: list[Entry]) -> LandmarkControl:
+    options = job.options
+    return LandmarkControl(
+        job.control_net,
+        job.vae,
+        options.landmark_style,
+        options.control_strength,
+        options.control_end,
+        [entry.face for entry in todo],
+        [entry.place.crop for entry in todo],
+        native_side(job.model),
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from ....core.diir.request import DiirRequest
+from ....drawing.pose import OPENPOSE
 
 LEAVE, ANYBODY = "leave alone", "repair without identity"
 STRANGERS = (LEAVE, ANYBODY)
@@ -39,6 +40,6 @@ class Options:
     mask: str = AUTO
     provider: str = AUTO
     faces_at_once: int = 8
-    landmark_style: str = AUTO
+    landmark_style: str = OPENPOSE
     control_strength: float = 0.8
     control_end: float = 1.0
