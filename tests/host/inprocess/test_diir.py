@@ -13,7 +13,7 @@ from support.comfy.diir import QUICK, face, faces_of, job, pictures, repaired, s
 from support.comfy.magicface import chain
 
 from likeness.core.errors import LikenessError
-from likeness.hosts.comfy.diir.choose import Which, who_is_who
+from likeness.hosts.comfy.diir.choose import who_is_who
 from likeness.hosts.comfy.diir.people import prompt_for, with_article
 from likeness.hosts.comfy.diir.settings import Options
 
@@ -159,28 +159,17 @@ def test_gates_say_why(parts):
     assert first == "repaired" and "130 px" in second and "6 px" in third
     assert reasons(which="2")[1] == "repaired" and reasons(which="2")[0] == "not chosen"
     assert reasons(which="largest")[1] == "repaired"
+    assert reasons(which="all")[:2] == ["repaired"] * 2
+    assert reasons(which="1:3, 2:1") == ["not chosen", "not chosen", "repaired"]
     where = torch.zeros(1, 20, 30)
     where[..., 20:] = 1
     assert reasons(where=where)[0] == "outside the mask"
 
 
-@pytest.mark.parametrize(
-    ("text", "rule", "named"),
-    [
-        ("", "small", set()),
-        (" All ", "all", set()),
-        ("1, 3", "named", {(None, 1), (None, 3)}),
-        ("2 : 1; 1-2", "named", {(2, 1), (None, 1), (None, 2)}),
-    ],
-)
-def test_which_is_read(text, rule, named):
-    assert Which.parse(text) == Which(rule, frozenset(named))
-
-
-@pytest.mark.parametrize("text", ["x", "0", "3-1", "1:0", "1.5", "-1"])
-def test_which_refuses(text):
+@pytest.mark.parametrize("text", ["x", "0", "3-1", "1:0", "1.5"])
+def test_which_refuses(parts, text):
     with pytest.raises(LikenessError, match="which"):
-        Which.parse(text)
+        repaired(job(parts, which=text))
 
 
 def test_likeness_is_asked_of_all_faces_order_only_of_those_repaired():
@@ -206,7 +195,7 @@ def test_likeness_is_asked_of_all_faces_order_only_of_those_repaired():
 def test_a_named_face_gets_somebody(people, named, similarity, expected):
     found = [face(20), face(60, number=2), face(100, number=3)]
     table = None if similarity is None else torch.tensor(similarity)
-    who = who_is_who(found, named, people, table, 0.5, [None] * people, "", named=True)
+    who = who_is_who(found, named, people, table, 0.5, [None] * people, "", by_name=True)
     assert [one.person for one in who] == expected
 
 

@@ -2,77 +2,42 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from torch import Tensor
 
 from ....core.diir.gate import Gate, longer_side
 from ....core.diir.geometry import Box
-from ....core.errors import bad_input
 from ....faces.assign import NOBODY, ORDER, SIMILARITY, Assignment, assign
 from ....faces.interface import Face
+from ....faces.select import ALL, LARGEST, NONE, chosen
 
 NODE = "DIIR Face Repair"
-_PART = re.compile(r"(?:(\d+):)?(\d+)(?:-(\d+))?")
 
 
-@dataclass(frozen=True)
-class Which:
-    """The faces a user names.
+def named(which: str) -> bool:
+    """Whether a text names faces by their numbers, and not by a rule."""
+    return which.strip().lower() not in ("", ALL, NONE, LARGEST)
 
-    Attributes:
-        rule: ``"small"`` (whatever the gates let through), ``"all"``, ``"largest"``, ``"none"`` or ``"named"``.
-        named: for ``"named"``, pairs (picture or None for every picture, number of the face there), both from 1.
+
+def reasons(faces: Sequence[Face], which: str, picture: int, gate: Gate, where: Tensor | None) -> list[str | None]:
+    """Per face of one picture why it is left alone, or None where it is repaired.
+
+    A named face is repaired whatever its size. ``all`` and ``largest`` know no largest size.
+
+    Args:
+        which: see :func:`.faces.select.chosen`; empty is whatever the gate lets through. picture: from 0.
+        gate: holds for faces that are not named.
+        where: ``H W`` of the picture, where faces are looked for; None is everywhere.
     """
-
-    rule: str
-    named: frozenset[tuple[int | None, int]] = frozenset()
-
-    @classmethod
-    def parse(cls, text: str) -> Which:
-        """Read ``""``, ``all``, ``none``, ``largest``, or numbers such as ``1, 3-5, 2:1`` (picture 2, face 1).
-
-        Raises:
-            LikenessError: a part is none of these.
-        """
-        words = text.strip().lower()
-        if words in ("", "all", "none", "largest"):
-            return cls(words or "small")
-        named: set[tuple[int | None, int]] = set()
-        for part in filter(None, re.split(r"[,;\s]+", re.sub(r"\s*([:-])\s*", r"\1", words))):
-            found = _PART.fullmatch(part)
-            if found is None or not 1 <= int(found[2]) <= int(found[3] or found[2]) <= 10_000:
-                raise bad_input(
-                    f"{NODE}: which",
-                    repr(part),
-                    "numbers such as '1, 3', 'picture:face' such as '2:1', or all, largest, none",
-                    "Take the numbers from the table under the node, or leave it empty for the small faces.",
-                )
-            picture = int(found[1]) if found[1] else None
-            named |= {(picture, number) for number in range(int(found[2]), int(found[3] or found[2]) + 1)}
-        return cls("named", frozenset(named))
-
-    def reasons(self, faces: Sequence[Face], picture: int, gate: Gate, where: Tensor | None) -> list[str | None]:
-        """Per face of one picture why it is left alone, or None where it is repaired.
-
-        A named face is repaired whatever its size. ``all`` and ``largest`` know no largest size.
-
-        Args:
-            picture: its number, from 1. gate: holds for faces that are not named.
-            where: ``H W`` of the picture, where faces are looked for; None is everywhere.
-        """
-        if self.rule == "none":
-            return ["none is to be repaired"] * len(faces)
-        if self.rule == "named":
-            named = [bool(self.named & {(None, face.number), (picture, face.number)}) for face in faces]
-            return [None if one else "not chosen" for one in named]
-        if self.rule == "all":
-            gate = replace(gate, max_px=0)
-        elif self.rule == "largest":
-            gate = replace(gate, max_px=0, most=1)
-        return gate.reasons([upright_box(face) for face in faces], where)
+    rule = which.strip().lower()
+    if named(which) or rule == NONE:
+        numbers = {face.number for face in chosen(faces, which, picture)}
+        return [None if face.number in numbers else "not chosen" for face in faces]
+    if rule in (ALL, LARGEST):
+        gate = replace(gate, max_px=0, most=1 if rule == LARGEST else gate.most)
+    return gate.reasons([upright_box(face) for face in faces], where)
 
 
 def upright_box(face: Face) -> Box:
@@ -94,7 +59,7 @@ def who_is_who(
     good_enough: float,
     regions: Sequence[Tensor | None],
     override: str,
-    named: bool = False,
+    by_name: bool = False,
 ) -> list[Assignment]:
     """A person for each face of one picture.
 
@@ -104,19 +69,19 @@ def who_is_who(
 
     Args:
         passed: per face whether it is to be repaired. similarity: ``F P`` or None. good_enough: least that counts.
-        override: see :func:`.faces.assign.assign`. named: whether those that passed are the ones the user has named.
+        override: see :func:`.faces.assign.assign`. by_name: whether those that passed are the ones the user has named.
     """
     told = assign(
         faces, people, similarity=similarity, good_enough=good_enough, regions=regions, override=override
     )  # from left to right it counts all faces, as is right where only some of the people's faces are named
-    some = named and sum(passed) < people
+    some = by_name and sum(passed) < people
     who = [one if one.how != ORDER or some else Assignment(None, NOBODY) for one in told]
     taken = {one.person for one in who}
     free = [person for person in range(people) if person not in taken]
     rest = sorted((i for i, one in enumerate(who) if one.how == NOBODY and passed[i]), key=lambda i: faces[i].centre)
     for i, person in zip(rest, free, strict=False):
         who[i] = Assignment(person, ORDER, _likeness(similarity, i, person))
-    if named and people:
+    if by_name and people:
         for i in (i for i in rest if who[i].how == NOBODY):
             who[i] = _most_similar(similarity, i, people) or who[i]
     return who

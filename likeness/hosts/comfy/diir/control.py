@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from ....core.errors import bad_input
 from ....drawing.pose import draw_faces
 from ....faces.interface import Face
 from .choose import NODE
+from .masks import in_crop
 
 
 @dataclass(frozen=True)
@@ -61,15 +62,6 @@ class LandmarkControl:
 
 def _has_landmarks(face: Face) -> bool:
     return face.dense is not None or face.landmarks is not None
-
-
-def in_crop(face: Face, crop: Crop, size: int) -> Face:
-    """A face whose landmarks are pixels of its crop."""
-
-    def moved(points: Tensor | None) -> Tensor | None:
-        return None if points is None else crop.from_picture(points.float().cpu()) * size
-
-    return replace(face, landmarks=moved(face.landmarks), dense=moved(face.dense))
 
 
 def check_control(control_net: Any, context_width: int) -> None:

@@ -2,59 +2,62 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ....core.diir.geometry import Crop, cut
-from ....core.diir.paste import ellipse_mask, feathered, hull_mask
+from ....core.diir.paste import feathered, hull_mask
 from ....core.errors import LikenessError
-from ....faces.interface import NOT_HEAD, PARTS, Face, FaceModels, FaceParser
+from ....faces.interface import Face, FaceModels, FaceParser
+from ....faces.masks import head_ellipse, head_mask
 from .settings import AUTO, ELLIPSE, HULL, PARSING
 
-#: A parsed head smaller than this share of the ellipse, or larger than that multiple of it, was not understood.
-PLAUSIBLE = (0.35, 2.2)
+
+def in_crop(face: Face, crop: Crop, size: int) -> Face:
+    """A face in pixels of its crop, whose side is ``size``."""
+
+    def moved(points: Tensor | None) -> Tensor | None:
+        return None if points is None else crop.from_picture(points.float().cpu()) * size
+
+    (x, y), zoom = moved(torch.tensor(face.centre)).tolist(), size / crop.side
+    width, height = (edge * zoom for edge in face.size)
+    box = (x - width / 2, y - height / 2, x + width / 2, y + height / 2)
+    return replace(
+        face,
+        box=box,
+        extent=None,
+        turned=face.turned - math.degrees(crop.angle),
+        landmarks=moved(face.landmarks),
+        dense=moved(face.dense),
+    )
 
 
 class Heads:
     """Makes masks; the parser is loaded when first needed.
 
     Args:
-        models: may hold a parser. kind: one of :data:`.settings.MASKS`. frame, feather: of the request.
+        models: may hold a parser. kind: one of :data:`.settings.MASKS`. feather: of the request.
         size: side of the crops.
     """
 
-    def __init__(self, models: FaceModels | None, kind: str, frame: float, feather: float, size: int) -> None:
-        self.models, self.kind, self.frame, self.feather, self.size = models, kind, frame, feather, size
+    def __init__(self, models: FaceModels | None, kind: str, feather: float, size: int) -> None:
+        self.models, self.kind, self.feather, self.size = models, kind, feather, size
         self.note: str | None = None
         self._parser: FaceParser | None = None
 
     def mask(self, picture: Tensor, face: Face, crop: Crop) -> tuple[Tensor, str]:
         """The soft mask ``S S`` of a face of ``3 H W``, and how it was made."""
-        width, height = face.size
-        ellipse = ellipse_mask(self.size, self.frame, width / max(height, 1e-6))
-        hard, source = self._parsed(picture, crop, ellipse), PARSING
-        if hard is None:
-            hard, source = self._hull(face, crop), HULL
-        if hard is None:
-            hard, source = ellipse, ELLIPSE
+        here = in_crop(face, crop, self.size)
+        hard, source = head_ellipse(here, self.size, self.size), ELLIPSE
+        if self.parser is not None:
+            parsed = head_mask(cut(picture, crop, self.size), here, self.parser)
+            hard, source = (hard, ELLIPSE) if torch.equal(parsed, hard) else (parsed, PARSING)
+        if source == ELLIPSE and self.kind in (AUTO, HULL) and here.dense is not None:
+            hard, source = hull_mask(here.dense / self.size, self.size), HULL
         return feathered(hard, self.feather), source
-
-    def _hull(self, face: Face, crop: Crop) -> Tensor | None:
-        if self.kind not in (AUTO, HULL) or face.dense is None or len(face.dense) < 8:
-            return None
-        return hull_mask(crop.from_picture(face.dense.float().cpu()), self.size)
-
-    def _parsed(self, picture: Tensor, crop: Crop, ellipse: Tensor) -> Tensor | None:
-        parser = self.parser
-        if parser is None:
-            return None
-        labels = parser.parse(cut(picture, crop, parser.size)[None])[0]  # s s
-        head = ~torch.isin(labels, torch.tensor([PARTS.index(part) for part in NOT_HEAD], device=labels.device))
-        head = F.interpolate(head.float()[None, None].cpu(), (self.size, self.size), mode="bilinear")[0, 0]
-        head = head * _near(ellipse)  # heads beside this one are not its own
-        share = float(head.sum() / ellipse.sum())
-        return head if PLAUSIBLE[0] <= share <= PLAUSIBLE[1] else None
 
     @property
     def parser(self) -> FaceParser | None:
@@ -68,9 +71,3 @@ class Heads:
         if self._parser is None and self.kind == PARSING and self.note is None:
             self.note = "heads are not parsed: there is no parser; landmarks or an ellipse take its place"
         return self._parser
-
-
-def _near(ellipse: Tensor) -> Tensor:
-    """The ellipse widened by an eighth of its crop, where the rest of one head's hair may be."""
-    reach = max(1, ellipse.shape[-1] // 8)
-    return F.max_pool2d(ellipse[None, None], 2 * reach + 1, stride=1, padding=reach)[0, 0]

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import comfy.model_management as management
 import torch
 from torch import Tensor
 
@@ -14,14 +15,14 @@ from ....core.diir.geometry import Crop, cut, face_crop
 from ....core.diir.repair import Place, Repaired, repair
 from ....core.diir.request import DiirRequest
 from ....faces.assign import Assignment
-from ....faces.find import find_faces
+from ....faces.find import find_faces, with_landmarks
 from ....faces.interface import Face, FaceModels, Faces
 from .. import images, text
 from ..magicface.references import References
 from ..persona.text import Personas
 from ..unet import native_side
 from .checks import check_model, check_text, model_notes, read_pictures
-from .choose import NODE, Which, face_px, who_is_who
+from .choose import NODE, face_px, named, reasons, who_is_who
 from .control import LandmarkControl, check_control
 from .crops import HostModel, Subject
 from .identity import identified
@@ -132,35 +133,36 @@ def repair_faces(job: Job, models: FaceModels | None) -> Outcome:
 def _found(job: Job, pictures: list[Tensor], models: FaceModels | None) -> Faces:
     batch = torch.stack([picture[:3] for picture in pictures])
     if job.faces is None:
-        return find_faces(batch, models)
+        found = find_faces(batch, models, tick=management.throw_exception_if_processing_interrupted)
+        return with_landmarks(batch, found, models)
     job.faces.check(batch, f"{NODE}: faces")
     return job.faces
 
 
 def _entries(job: Job, pictures: list[Tensor], found: Faces, people: tuple[Person, ...], judge: Judge) -> list[Entry]:
     """Every face with its person, and why it is left alone if it is."""
-    which, entries = Which.parse(job.which), []
+    entries: list[Entry] = []
     gate = Gate(job.max_face_px, job.options.min_face_px, job.options.count)
     for i, (picture, faces) in enumerate(zip(pictures, found.pictures, strict=True)):
         if not bool(torch.isfinite(picture).all()):
             entries += [Entry(i, face, "the picture holds NaN or infinite values", _NOBODY) for face in faces]
             continue
-        reasons = which.reasons(faces, i + 1, gate, _where(job, i, picture.shape[-2:]))
+        why = reasons(faces, job.which, i, gate, _where(job, i, picture.shape[-2:]))
         table = judge.table(picture[:3], faces, [person.vector for person in people])
         regions = [person.region for person in people]
         who = who_is_who(
             faces,
-            [reason is None for reason in reasons],
+            [reason is None for reason in why],
             len(people),
             table,
             judge.good_enough,
             regions,
             job.options.people,
-            which.rule == "named",
+            named(job.which),
         )
         for j, face in enumerate(faces):
-            entry = Entry(i, face, reasons[j], who[j], who[j].similarity)
-            entry.reason = entry.reason or _stays(entry, job.options, which, bool(people))
+            entry = Entry(i, face, why[j], who[j], who[j].similarity)
+            entry.reason = entry.reason or _stays(entry, job, bool(people))
             entries.append(entry)
     for line, entry in enumerate(e for e in entries if e.reason is None):
         person = None if entry.who.person is None else people[entry.who.person]
@@ -171,12 +173,13 @@ def _entries(job: Job, pictures: list[Tensor], found: Faces, people: tuple[Perso
 _NOBODY = Assignment(None, "nobody")
 
 
-def _stays(entry: Entry, options: Options, which: Which, known: bool) -> str | None:
+def _stays(entry: Entry, job: Job, known: bool) -> str | None:
     """Why a face that passed the gates is left alone after all."""
+    options = job.options
     if known and entry.who.person is None and options.strangers == LEAVE:
         return "none of the people"
     good = entry.similarity is not None and math.isfinite(entry.similarity) and entry.similarity >= options.good_enough
-    if good and which.rule != "named":
+    if good and not named(job.which):
         return f"good enough: similarity {entry.similarity:.2f}"
     return None
 
@@ -195,7 +198,7 @@ def _where(job: Job, picture: int, size: tuple[int, int]) -> Tensor | None:
 def _locate(job: Job, pictures: list[Tensor], todo: list[Entry], models: FaceModels | None) -> list[str]:
     """Give every face its crop and mask; notes for the report."""
     request = job.request
-    heads = Heads(models, job.options.mask, request.frame, request.feather, native_side(job.model))
+    heads = Heads(models, job.options.mask, request.feather, native_side(job.model))
     for entry in todo:
         crop = face_crop(entry.face.box, math.radians(entry.face.tilt), request.frame, request.upright)
         mask, entry.mask = heads.mask(pictures[entry.picture][:3], entry.face, crop)
