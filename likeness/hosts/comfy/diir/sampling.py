@@ -18,8 +18,6 @@ from ....core.diir.restore import restore
 
 #: Conditionings of a run beside the host's positive and negative: plain text for the inversion, and none at all.
 INVERSION, NOTHING = "inversion", "nothing"
-#: Levels from the model's own table, evenly spaced from the noisiest: T + 1 of them, as DDIM's "trailing" timesteps.
-SCHEDULER = "simple"
 
 
 @dataclass(frozen=True)
@@ -49,14 +47,24 @@ def run(model: Any, chunk: Chunk, request: DiirRequest, progress: Progress | Non
     Returns:
         Restored latents ``B C h w`` in the VAE's scale.
     """
-    sampling = model.get_model_object("model_sampling")
-    sigmas = comfy.samplers.calculate_sigmas(sampling, SCHEDULER, request.steps)
+    sigmas = ddim_sigmas(model.get_model_object("model_sampling"), request.steps)
     guider = DiirGuider(model)
     guider.inner_set_conds({"positive": chunk.positive, "negative": chunk.negative, INVERSION: chunk.inversion})
     guider.set_cfg(request.guidance)
     sampler = DiirSampler(request, chunk.mask, chunk.seeds, progress)
     blank = torch.zeros_like(chunk.latents)
     return guider.sample(blank, chunk.latents, sampler, sigmas, disable_pbar=True, seed=chunk.seeds[0])
+
+
+def ddim_sigmas(sampling: Any, steps: int) -> Tensor:
+    """``T + 1`` falling noise levels at DDIM's own timesteps, 1, 1 + N/T, 1 + 2N/T ... of N, the last level 0.
+
+    The host's "ddim_uniform" takes one level more where N is no multiple of T.
+    """
+    table = sampling.sigmas.float().cpu()
+    stride = max(1, len(table) // steps)
+    levels = table[1::stride][:steps].flip(0)
+    return torch.cat([levels, levels.new_zeros(1)])
 
 
 class DiirGuider(comfy.samplers.CFGGuider):
