@@ -49,7 +49,8 @@ class DiirFaceRepair(io.ComfyNode):
     def execute(cls, options: settings.Options | None = None, **inputs: object) -> io.NodeOutput:
         options = options or settings.Options()
         job = repair.Job(**inputs, options=options)
-        outcome = repair.repair_faces(job, models.face_models(job.model, options.provider))
+        found_here = models.face_models(job.model, options.provider, needed=job.faces is None)
+        outcome = repair.repair_faces(job, found_here)
         return io.NodeOutput(outcome.image, outcome.mask, outcome.crops, outcome.report, ui=table.table(outcome))
 
 
@@ -135,7 +136,11 @@ def _optional_inputs() -> list[io.Input]:
             tooltip="A landmark ControlNet of the model's family: the face keeps its pose. Its picture is drawn "
             "anew for each crop; landmark_style in DIIR Options must be the kind it was trained on.",
         ),
-        FacesType.Input("faces", optional=True, tooltip="From Detect Faces. Unconnected: they are found here."),
+        FacesType.Input(
+            "faces",
+            optional=True,
+            tooltip="From Detect Faces, to choose or to wire other detectors. Unconnected: found here.",
+        ),
         io.Mask.Input("where", optional=True, tooltip="Only faces whose middle lies in this mask; any size."),
         OptionsType.Input("options", optional=True, tooltip="From DIIR Options; unconnected: its defaults."),
     ]

@@ -12,6 +12,7 @@ import pytest
 
 from lab.workflows.browser import Page, find_chromium
 from lab.workflows.discovery import ROOT
+from lab.workflows.layout import node, to_ui
 from lab.workflows.server import Server
 from lab.workflows.thumbnails import SETTINGS
 
@@ -25,11 +26,11 @@ BOXES = "[...document.querySelectorAll('.likeness-faces input[type=checkbox]')]"
 def quick() -> dict:
     """The workflow of two people with few steps: the table is meant here, not the likeness."""
     graph = json.loads(WORKFLOW.read_text("utf-8"))
-    for node in graph["nodes"]:
-        if node["type"] == "KSampler":
-            node["widgets_values"][2] = 6
-        if node["type"] == "LikenessDiirFaceRepair":
-            node["widgets_values"][3] = 0.1  # strength
+    for one in graph["nodes"]:
+        if one["type"] == "KSampler":
+            one["widgets_values"][2] = 6
+        if one["type"] == "LikenessDiirFaceRepair":
+            one["widgets_values"][3] = 0.1  # strength
     return graph
 
 
@@ -91,6 +92,29 @@ def test_the_table_shows_the_faces_and_writes_the_choice(page: Page, server: Ser
     page.run("([...document.querySelectorAll('.likeness-faces button')].at(-1).click(), true)")
     assert page.run(WHICH) == ""
     assert [error for error in page.errors if "likeness" in json.dumps(error).lower()] == []
+
+
+def test_detect_faces_has_the_table_too(page: Page, object_info: dict) -> None:
+    """Two drawn pictures in a batch: faces are named by picture and number."""
+    drawn = {"identity": 8, "held_out": True, "shot": "portrait", "scene": "studio", "style": "flat",
+             "garment": "shirt", "garment_colour": "white", "accessory": "none", "accessory_colour": "red",
+             "expression": "none", "layout": 0, "size": 256}  # fmt: skip
+    graph = {
+        "first": node("LikenessMiniatureSample", **drawn),
+        "second": node("LikenessMiniatureSample", **{**drawn, "identity": 20}),
+        "batch": node("ImageBatch", image1=["first", 0], image2=["second", 0]),
+        "models": node("LikenessFaceModels", provider="miniature (drawn people)"),
+        "detect": node("LikenessDetectFaces", None, [420, 500], image=["batch", 0], face_models=["models", 0]),
+        "show": node("PreviewImage", images=["detect", 1]),
+    }
+    page.run(f"window.app.loadGraphData({json.dumps(to_ui(graph, object_info))}, true, true).then(() => true)")
+    time.sleep(1)
+    page.run("(window.app.extensionManager?.command?.execute('Comfy.Canvas.FitView'), true)")
+    page.run("window.app.queuePrompt(0).then(() => true)")
+    page.wait_for("document.querySelectorAll('.likeness-faces tr').length === 2", 120)
+    page.run(f"({BOXES}[0].click(), true)")
+    which = "window.app.graph.nodes.find((node) => node.type === 'LikenessDetectFaces').widgets"
+    assert page.run(f"{which}.find((widget) => widget.name === 'which').value") == "2:1"
 
 
 def _screenshot(page: Page, server: Server, folder: Path) -> None:

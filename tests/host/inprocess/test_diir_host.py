@@ -203,6 +203,23 @@ def test_a_control_net_of_another_family_is_refused(parts):
         repaired(job(parts, control_net=control))
 
 
+def test_faces_from_elsewhere_need_no_face_models(parts, monkeypatch):
+    from likeness.core.errors import bad_input
+    from likeness.hosts.comfy.diir import models
+
+    def none(choice, pack=""):
+        raise bad_input("Face models", "none", "some", "Install some.")
+
+    monkeypatch.setattr(models.faces, "load", none)
+    plain = parts.model
+    monkeypatch.setattr(models, "MiniatureLatent", int)
+    assert models.face_models(plain, "auto", needed=False) is None
+    with pytest.raises(LikenessError, match="Install"):
+        models.face_models(plain, "auto")
+    with pytest.raises(LikenessError, match="Install"):
+        models.face_models(plain, "insightface", needed=False)
+
+
 def test_a_clip_of_another_family_is_refused(parts, monkeypatch):
     monkeypatch.setattr(tiny, "TEXT", {**tiny.TEXT, "hidden_size": 64})
     with pytest.raises(LikenessError, match="clip"):

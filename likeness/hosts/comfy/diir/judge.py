@@ -22,13 +22,13 @@ class Judge:
 
     def __init__(self, models: FaceModels | None) -> None:
         self.models = models
-        self.note: str | None = None
+        self.note: str | None = "there are no face models to compare faces with" if models is None else None
         self._embedder: FaceEmbedder | None = None
 
     @property
     def embedder(self) -> FaceEmbedder | None:
         """Made when first asked for; None where its weights are missing, which :attr:`note` then tells."""
-        if self._embedder is None and self.models is not None and self.note is None:
+        if self._embedder is None and self.note is None:
             try:
                 self._embedder = self.models.make_embedder()
             except LikenessError as error:

@@ -107,6 +107,8 @@ def repair_faces(job: Job, models: FaceModels | None) -> Outcome:
     judge = Judge(models)
     people, notes = people_of(job.references, job.personas, judge)
     notes += model_notes(job.model, job.references is not None)
+    if job.personas and job.positive is not None:
+        notes.append("positive stands in place of the prompt, so the personas are not spoken")
     entries = _entries(job, pictures, _found(job, pictures, models), people, judge)
     todo = [entry for entry in entries if entry.reason is None]
     if not todo or job.request.start == job.request.steps:
@@ -161,7 +163,7 @@ def _entries(job: Job, pictures: list[Tensor], found: Faces, people: tuple[Perso
             named(job.which),
         )
         for j, face in enumerate(faces):
-            entry = Entry(i, face, why[j], who[j], who[j].similarity)
+            entry = Entry(i, face, why[j], who[j], _known(who[j].similarity))
             entry.reason = entry.reason or _stays(entry, job, bool(people))
             entries.append(entry)
     for line, entry in enumerate(e for e in entries if e.reason is None):
@@ -173,12 +175,16 @@ def _entries(job: Job, pictures: list[Tensor], found: Faces, people: tuple[Perso
 _NOBODY = Assignment(None, "nobody")
 
 
+def _known(similarity: float | None) -> float | None:
+    return similarity if similarity is not None and math.isfinite(similarity) else None
+
+
 def _stays(entry: Entry, job: Job, known: bool) -> str | None:
     """Why a face that passed the gates is left alone after all."""
     options = job.options
     if known and entry.who.person is None and options.strangers == LEAVE:
         return "none of the people"
-    good = entry.similarity is not None and math.isfinite(entry.similarity) and entry.similarity >= options.good_enough
+    good = entry.similarity is not None and entry.similarity >= options.good_enough
     if good and not named(job.which):
         return f"good enough: similarity {entry.similarity:.2f}"
     return None
