@@ -23,7 +23,7 @@ class MiniatureDetector:
     working_side = referees.DETECTOR_SIDE
     smallest = 13
     tilt_range = 40.0
-    certain = 0.75
+    certain = 0.7
     turns = 24
 
     def __init__(self, threshold: float = 0.5, overlap: float = 0.4) -> None:
