@@ -12,15 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from likeness.miniature.world import (
-    FigureTruth,
-    Identity,
-    Picture,
-    ground_truth,
-    render,
-    sample_identity,
-    sample_picture,
-)
+from likeness.miniature.world import Identity, Picture, sample_identity, sample_picture
+from likeness.miniature.world.render import FigureTruth, ground_truth, render
 from likeness.miniature.world.spec import Figure, clothed, sample_figure
 
 

@@ -61,10 +61,10 @@ def room_of(file: Path) -> tuple[int, str]:
     return known[inside]
 
 
-def imports(file: Path) -> list[tuple[int, str, list[str]]]:
-    """``(level, module, names)`` of every import statement, wherever it stands."""
+def imports(file: Path, tree: ast.AST | None = None) -> list[tuple[int, str, list[str]]]:
+    """``(level, module, names)`` of every import statement, wherever it stands; of the file's, or of a part's alone."""
     found = []
-    for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+    for node in ast.walk(tree or ast.parse(file.read_text("utf-8"))):
         if isinstance(node, ast.Import):
             found += [(0, alias.name, []) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
@@ -72,10 +72,10 @@ def imports(file: Path) -> list[tuple[int, str, list[str]]]:
     return found
 
 
-def targets(file: Path) -> set[Path]:
-    """Files of the pack that ``file`` imports from."""
+def targets(file: Path, tree: ast.AST | None = None) -> set[Path]:
+    """Files of the pack that ``file`` (or a part of it) imports from."""
     reached = set()
-    for level, module, names in imports(file):
+    for level, module, names in imports(file, tree):
         if level:
             base = file.parents[level - 1].joinpath(*module.split(".") if module else ())
         elif module.split(".")[0] in ("likeness", "lab"):
@@ -113,6 +113,64 @@ def test_core_uses_torch_and_the_standard_library_only() -> None:
     for file in (file for file in FILES if room_of(file)[1].startswith("likeness/core")):
         used = {module.split(".")[0] for level, module, _ in imports(file) if not level}
         assert used <= set(sys.stdlib_module_names) | CORE_MAY_USE, file
+
+
+#: package -> the only folders whose files may import it, wherever the import stands. ComfyUI users install none of
+#: diffusers and its kin; skia is theirs to leave out.
+ONLY_IN = {
+    "diffusers": ("likeness/hosts/diffusers", "lab"),
+    "transformers": ("likeness/hosts/diffusers", "likeness/training", "lab"),
+    "accelerate": ("likeness/hosts/diffusers", "lab"),
+    "psutil": ("lab",),
+    "tqdm": ("lab",),
+    "skia": ("likeness/miniature/world",),
+}
+
+
+@pytest.mark.parametrize("package", ONLY_IN)
+def test_headless_packages_stay_where_they_belong(package: str) -> None:
+    users = [
+        file
+        for file in FILES
+        if any(module.split(".")[0] == package for level, module, _ in imports(file) if not level)
+        and not file.relative_to(ROOT).as_posix().startswith(tuple(f"{folder}/" for folder in ONLY_IN[package]))
+    ]
+    assert users == []
+
+
+def at_once(file: Path) -> tuple[set[Path], set[str]]:
+    """What importing ``file`` brings at once: files of the pack (and the packages they lie in), packages of others."""
+    tree = ast.parse(file.read_text("utf-8"))
+    later = {id(n) for f in ast.walk(tree) if isinstance(f, ast.FunctionDef) for n in ast.walk(f) if n is not f}
+    found = [n for n in ast.walk(tree) if isinstance(n, ast.Import | ast.ImportFrom) and id(n) not in later]
+    top = ast.Module(found, [])
+    inside = targets(file, top)
+    inside |= {parent / "__init__.py" for target in inside for parent in target.parents if parent.is_relative_to(ROOT)}
+    return {f for f in inside if f.is_file()}, {m.split(".")[0] for level, m, _ in imports(file, top) if not level}
+
+
+def brought(files: list[Path]) -> dict[str, Path]:
+    """Packages that importing the files brings, each with a file that asks for it."""
+    waiting, seen, found = list(files), set(files), {}
+    while waiting:
+        file = waiting.pop()
+        inside, packages = at_once(file)
+        found |= dict.fromkeys(packages - set(found), file)
+        waiting += inside - seen
+        seen |= inside
+    return found
+
+
+def test_nodes_load_without_skia_and_diffusers() -> None:
+    found = brought(sorted((ROOT / "nodes").glob("*.py")))
+    assert {"torch", "comfy", "comfy_api"} <= set(found), "the walk reaches what it must"
+    assert not set(found) & {"skia", "diffusers", "transformers", "accelerate", "lab"}
+
+
+def test_the_walk_sees_skia_where_it_is_drawn_with() -> None:
+    assert brought([ROOT / "likeness/miniature/world/render.py"])["skia"].parent.name == "world"
+    assert "skia" not in brought([ROOT / "likeness/miniature/faces.py"])
+    assert "diffusers" in brought([ROOT / "likeness/hosts/diffusers/miniature.py"])
 
 
 def cycles(graph: dict[Path, set[Path]]) -> list[list[Path]]:

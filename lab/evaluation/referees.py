@@ -14,7 +14,8 @@ from lab.evaluation.drawn import attributes_seen
 from likeness.faces.geometry import crop_square, intersection_over_union
 from likeness.miniature.faces import MiniatureDetector, MiniatureEmbedder
 from likeness.miniature.referees import ATTRIBUTES, TRAITS, attribute_labels
-from likeness.miniature.world import Picture, ground_truth, render, sample_identity, sample_picture
+from likeness.miniature.world import Picture, sample_identity, sample_picture
+from likeness.miniature.world.render import ground_truth, render
 from likeness.miniature.world.spec import ACCESSORIES
 
 BATCH = 64

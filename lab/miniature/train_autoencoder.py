@@ -14,7 +14,8 @@ from torch import Tensor
 
 from lab.miniature.loop import Checkpoint, Log, autocast, cosine, device
 from likeness.miniature.autoencoder import Autoencoder
-from likeness.miniature.world import render, sample_picture
+from likeness.miniature.world import sample_picture
+from likeness.miniature.world.render import render
 from likeness.miniature.world.spec import Picture
 
 log = logging.getLogger("likeness")

@@ -33,7 +33,8 @@ from likeness.miniature.referees import (
     resize,
     trait_labels,
 )
-from likeness.miniature.world import Picture, ground_truth, render, sample_identity, sample_picture
+from likeness.miniature.world import Picture, sample_identity, sample_picture
+from likeness.miniature.world.render import ground_truth, render
 from likeness.miniature.world.spec import SHOTS
 
 log = logging.getLogger("likeness")

@@ -26,15 +26,8 @@ from likeness.hosts.diffusers.miniature import load_text_weights, new_text_encod
 from likeness.hosts.diffusers.tokenizer import tokenize
 from likeness.miniature import models
 from likeness.miniature.models import TOKEN_TABLE, UNET_FILES, WEIGHTS, seeded_table
-from likeness.miniature.world import (
-    Picture,
-    details,
-    pair_caption,
-    render,
-    sample_pair,
-    sample_picture,
-    sample_variants,
-)
+from likeness.miniature.world import Picture, pair_caption, sample_pair, sample_picture, sample_variants
+from likeness.miniature.world.render import details, render
 from likeness.miniature.world.spec import VARIANTS, sample_count
 
 log = logging.getLogger("likeness")

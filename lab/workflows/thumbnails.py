@@ -20,7 +20,8 @@ from lab.workflows.browser import Page, find_chromium
 from lab.workflows.discovery import ROOT, hosts, why_none
 from lab.workflows.server import Server
 from lab.workflows.workflow import to_api
-from likeness.miniature.world import render, sample_picture
+from likeness.miniature.world import sample_picture
+from likeness.miniature.world.render import render
 
 SIDE, GAP = 256, 4
 WINDOW, SHOWN = (2400, 1500), (1400, 800)

@@ -67,13 +67,13 @@ def seeded_table() -> Tensor:
     return torch.randn(VOCABULARY, TEXT_WIDTH, generator=generator) * EMBEDDING_STD
 
 
-def weights_file(name: str, folder: Path = WEIGHTS) -> Path:
+def weights_file(name: str) -> Path:
     """Path of a shipped weights file.
 
     Raises:
         LikenessError: it is not there.
     """
-    path = folder / f"{name}.safetensors"
+    path = WEIGHTS / f"{name}.safetensors"
     if not path.exists():
         raise LikenessError(
             f"Miniature: weights file {path.name} is missing; restore it from the repository or make it with: "

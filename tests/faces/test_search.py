@@ -16,7 +16,8 @@ from likeness.faces.find import find_faces, with_landmarks
 from likeness.faces.interface import Face, FaceModels
 from likeness.faces.masks import head_ellipse, head_mask
 from likeness.miniature.faces import MiniatureDetector, miniature_models
-from likeness.miniature.world import ground_truth, render, sample_picture
+from likeness.miniature.world import sample_picture
+from likeness.miniature.world.render import ground_truth, render
 
 #: left eye red, right eye green, mouth blue, in a face of 100 pixels
 MARKS = torch.tensor([[30.0, 35.0], [70.0, 35.0], [50.0, 75.0]])

@@ -13,11 +13,7 @@ from likeness.miniature import models
 from likeness.miniature.models import BOS, EOS
 from likeness.miniature.world import (
     Picture,
-    details,
-    ground_truth,
-    item_mask,
     pair_caption,
-    render,
     sample_identity,
     sample_item,
     sample_pair,
@@ -26,6 +22,7 @@ from likeness.miniature.world import (
 )
 from likeness.miniature.world import identity as identity_module
 from likeness.miniature.world.identity import SKIN, identity_count
+from likeness.miniature.world.render import details, ground_truth, item_mask, render
 from likeness.miniature.world.spec import (
     ACCESSORIES,
     COLOURS,

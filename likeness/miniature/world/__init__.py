@@ -1,10 +1,12 @@
-"""The procedural world of drawn people: identities, pictures, captions and exact ground truth, all from a seed."""
+"""The procedural world of drawn people: identities, pictures and captions, all from a seed.
+
+What draws them and gives their exact ground truth is :mod:`.render`; it needs skia, which nothing else here does.
+"""
 
 from .identity import Identity, sample_identity
-from .render import FigureTruth, details, ground_truth, item_mask, render
 from .spec import Figure, Item, Picture, pair_caption, sample_item, sample_pair, sample_picture, sample_variants
 
 __all__ = [
-    "Figure", "FigureTruth", "Identity", "Item", "Picture", "details", "ground_truth", "item_mask", "pair_caption",
-    "render", "sample_identity", "sample_item", "sample_pair", "sample_picture", "sample_variants",
+    "Figure", "Identity", "Item", "Picture", "pair_caption", "sample_identity", "sample_item", "sample_pair",
+    "sample_picture", "sample_variants",
 ]

@@ -19,9 +19,11 @@ from lab.people import pair_cases, reference_person, single_cases
 from likeness.core.errors import LikenessError
 from likeness.faces.geometry import intersection_over_union
 from likeness.faces.interface import FaceDetector, FaceEmbedder, LandmarkDetector
+from likeness.miniature import models
 from likeness.miniature import referees as networks
 from likeness.miniature.faces import MiniatureDetector, MiniatureEmbedder
-from likeness.miniature.world import ground_truth, sample_identity, sample_picture
+from likeness.miniature.world import sample_identity, sample_picture
+from likeness.miniature.world.render import ground_truth
 
 BOUNDS = {"recall": 0.97, "precision": 0.88, "landmarks": 0.05, "no face": 0.8, "auc": 0.98, "verification": 0.93,
           "same": 0.78, "different": 0.08, "trait lift": 0.16, "own prompt": 0.73}
@@ -53,9 +55,9 @@ def test_referees_are_small(name: str) -> None:
 
 
 def test_missing_weights_name_the_command(tmp_path: object, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(networks, "WEIGHTS", tmp_path)
+    monkeypatch.setattr(models, "WEIGHTS", tmp_path)
     networks.load_referee.cache_clear()
-    with pytest.raises(LikenessError, match=r"run\.py train embedder"):
+    with pytest.raises(LikenessError, match=r"run\.py miniature train embedder"):
         networks.load_referee("embedder")
     networks.load_referee.cache_clear()
 

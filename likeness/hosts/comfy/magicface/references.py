@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,6 +11,7 @@ from weakref import WeakKeyDictionary
 import comfy.model_management as management
 import torch
 
+from ....core.digest import digest
 from ....core.errors import bad_input
 from ....core.magicface.cache import ReferenceCache
 from ....core.magicface.request import Reference
@@ -173,7 +173,7 @@ def _views(
             name=item.name,
             latent=_latent(model, vae, view[None]),
             context=HostContext(encoded.context, extra),
-            context_key=_digest(encoded.context, encoded.pooled),
+            context_key=digest(encoded.context, encoded.pooled),
             positions=positions,
             mask=mask,
             weight=item.weight,
@@ -196,15 +196,6 @@ def _latent(model: Any, vae: Any, pixels: torch.Tensor) -> torch.Tensor:
             "Connect the VAE that belongs to the model.",
         )
     return latent
-
-
-def _digest(*tensors: torch.Tensor | None) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    for tensor in tensors:
-        if tensor is not None:
-            digest.update(str(tuple(tensor.shape)).encode())
-            digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def model_conds(base: Any, latents: torch.Tensor, references: tuple[Reference, ...]) -> dict[str, torch.Tensor]:

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ....miniature.world import Figure, Item, Picture, ground_truth, render, sample_identity
+from ....core.errors import bad_input
+from ....miniature.world import Figure, Item, Picture, sample_identity
 from ....miniature.world.spec import sample_figure
 
 NOTHING = "none"
@@ -67,7 +68,18 @@ def compose(request: SampleRequest) -> Picture:
 
 
 def draw(request: SampleRequest) -> Sample:
-    """Draw the requested picture with its exact masks."""
+    """Draw the requested picture with its exact masks.
+
+    Raises:
+        LikenessError: skia, with which the world is drawn, is not installed.
+    """
+    try:
+        from ....miniature.world.render import ground_truth, render
+    except ImportError as cause:
+        raise bad_input(
+            "Miniature Sample", f"no Python package skia ({cause})", "skia-python in ComfyUI's Python",
+            "Install it with: pip install skia-python",
+        ) from cause
     picture = compose(request)
     truth = ground_truth(picture, request.size)[0]
     image = torch.from_numpy(render(picture, request.size)).float().div(255)[None]  # 1 H W 3
