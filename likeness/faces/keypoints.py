@@ -109,18 +109,12 @@ def faces_of(poses: Sequence[Pose], order: str = "left to right") -> Faces:
 def face_of(person: Person) -> Face | None:
     """A person's face; None where neither face points nor two points of the head are known."""
     known = torch.isfinite(person.face).all(dim=1)
-    if known.all():
-        five = geometry.five_points(person.face)
-        return Face(_with_brow(geometry.box_of(person.face[:68])), 1.0, five, person.face)
-    if known[:68].all():
-        points = person.face[:68]
-        return Face(_with_brow(geometry.box_of(points)), 1.0, geometry.five_points(points), points)
-    return _from_head(person.body)
-
-
-def _with_brow(box: geometry.Box) -> geometry.Box:
-    """The points end at the brows; a detector's box begins at the hair."""
-    return box[0], box[1] - 0.25 * (box[3] - box[1]), box[2], box[3]
+    if not known[:68].all():
+        return _from_head(person.body)
+    points = person.face if known.all() else person.face[:68]
+    five = geometry.five_points(points)
+    box, size = geometry.box_of_turned(points[:68], geometry.tilt(five), forehead=True)
+    return Face(box, 1.0, five, points, extent=size)
 
 
 def _from_head(body: Tensor) -> Face | None:

@@ -103,7 +103,9 @@ class MediaPipeDetector:
         points = self._points(image, (x - half, y - half, x + half, y + half), face.turned)
         if points is None:
             return face
-        return replace(face, landmarks=geometry.five_points(points), dense=points)
+        five = geometry.five_points(points)
+        box, size = geometry.box_of_turned(points[:468], geometry.tilt(five))  # the detector's own begins at the brows
+        return replace(face, box=box, extent=size, landmarks=five, dense=points)
 
     def landmarks(self, images: Tensor, boxes: Tensor) -> Tensor:
         """The 478 landmarks ``B 478 2`` of one face a picture; NaN where the mesh sees none."""

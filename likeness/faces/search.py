@@ -236,30 +236,37 @@ def straighten(image: Tensor, face: Face, detector: FaceDetector) -> Face:
     """
     count = detector.turns
     step = 360 / count
-    scores = _turned_scores(image, face, detector, [face.turned + i * step for i in range(count)])
+    start = face.tilt if count <= COARSE else face.turned
+    scores = _turned_scores(image, face, detector, [start + i * step for i in range(count)])
     best = int(scores.argmax())
     if count <= COARSE:
         if best == 0 or scores[best] < scores[0] + TURN_GAIN:
             return face
-        return _detected_upright(image, face, detector, face.turned + best * step) or face
+        return _detected_upright(image, face, detector, start + best * step) or face
     around = torch.arange(-2, 3)
     weights = torch.softmax(2 * scores[(around + best) % count], dim=0)
-    degrees = face.turned + step * (best + float((weights * around).sum()))
+    degrees = start + step * (best + float((weights * around).sum()))
     return _detected_upright(image, face, detector, degrees) or replace(face, turned=degrees)
 
 
-#: what the crops of :func:`straighten` hold beyond the face, as a share of its longer side
-MARGIN = 0.4
+#: What the crops of :func:`straighten` hold beyond the face, as a share of its longer side. Close to the face angles
+#: are told apart finely; detectors that are asked for coarse ones see more with some room.
+MARGIN, COARSE_MARGIN = 0.4, 0.8
+
+
+def _margin(detector: FaceDetector) -> float:
+    return MARGIN if getattr(detector, "turns", 0) > COARSE else COARSE_MARGIN
 
 
 def _crop_side(detector: FaceDetector) -> int:
     return min(CROP, getattr(detector, "working_side", 640))
 
 
-def _crops(image: Tensor, face: Face, degrees: Sequence[float], side: int) -> Tensor:
+def _crops(image: Tensor, face: Face, detector: FaceDetector, degrees: Sequence[float]) -> Tensor:
+    side, margin = _crop_side(detector), _margin(detector)
     (x, y), half = face.centre, max(face.size) / 2
     box = torch.tensor([[x - half, y - half, x + half, y + half]])
-    return torch.cat([geometry.crop_square(image[None], box, side, MARGIN, turn) for turn in degrees])
+    return torch.cat([geometry.crop_square(image[None], box, side, margin, turn) for turn in degrees])
 
 
 def _middle_face(faces: Sequence[Face], side: int) -> Face | None:
@@ -271,7 +278,7 @@ def _middle_face(faces: Sequence[Face], side: int) -> Face | None:
 def _turned_scores(image: Tensor, face: Face, detector: FaceDetector, degrees: Sequence[float]) -> Tensor:
     """Log odds that the face is one when it is turned upright from each angle."""
     side = _crop_side(detector)
-    found = [_middle_face(faces, side) for faces in detector.detect(_crops(image, face, degrees, side))]
+    found = [_middle_face(faces, side) for faces in detector.detect(_crops(image, face, detector, degrees))]
     scores = torch.tensor([0.0 if one is None else one.score for one in found], dtype=torch.float64)
     return torch.logit(scores, eps=1e-6).clamp(min=-3)
 
@@ -284,10 +291,10 @@ def look_inside(image: Tensor, face: Face, detector: FaceDetector) -> Face | Non
 def _detected_upright(image: Tensor, face: Face, detector: FaceDetector, degrees: float) -> Face | None:
     """The face as it is found once more in the crop that has it upright, in the picture's coordinates."""
     side = _crop_side(detector)
-    again = _middle_face(detector.detect(_crops(image, face, [degrees], side))[0], side)
+    again = _middle_face(detector.detect(_crops(image, face, detector, [degrees]))[0], side)
     if again is None:
         return None
-    zoom = max(face.size) * (1 + 2 * MARGIN) / side
+    zoom = max(face.size) * (1 + 2 * _margin(detector)) / side
     turn = math.radians(degrees)
     linear = zoom * torch.tensor([[math.cos(turn), -math.sin(turn)], [math.sin(turn), math.cos(turn)]])
     shift = torch.tensor(face.centre)[:, None] - linear @ torch.full((2, 1), side / 2)

@@ -98,6 +98,18 @@ def test_boxes() -> None:
         assert (x1 - x0, y1 - y0) == pytest.approx(size) and ((x0 + x1) / 2, (y0 + y1) / 2) == pytest.approx((50, 60))
 
 
+@pytest.mark.parametrize("degrees", [0.0, 30.0, 90.0, 180.0])
+def test_the_box_of_points_turns_with_them(degrees: float) -> None:
+    upright = torch.tensor([[-10.0, -20.0], [10.0, -20.0], [10.0, 20.0], [-10.0, 20.0]])
+    points = upright @ rotation(degrees).T + torch.tensor([100.0, 60.0])
+    box, size = geometry.box_of_turned(points, degrees)
+    assert size == pytest.approx((20, 40), abs=1e-3) and geometry.centre(box) == pytest.approx((100, 60), abs=1e-3)
+    box, size = geometry.box_of_turned(points, degrees, forehead=True)
+    assert size == pytest.approx((20, 50), abs=1e-3)
+    up = rotation(degrees) @ torch.tensor([0.0, -5.0])
+    assert geometry.centre(box) == pytest.approx((100 + float(up[0]), 60 + float(up[1])), abs=1e-3)
+
+
 def test_a_tilted_square_crop_comes_out_upright() -> None:
     """The crop at an angle of a picture turned about the middle of the box equals the crop of the picture itself."""
     image = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(3))

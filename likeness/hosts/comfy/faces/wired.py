@@ -53,8 +53,8 @@ def _landmark_face(face: Mapping[str, Any]) -> Face:
     points = torch.as_tensor(face["landmarks_xy"]).float().cpu()[:, :2]
     five = geometry.five_points(points)
     score = min(1.0, max(0.0, float(face.get("score", 1.0))))
-    size = geometry.upright_size(points, geometry.tilt(five))
-    return Face(geometry.box_of(points), score, five, points, extent=size)
+    box, size = geometry.box_of_turned(points, geometry.tilt(five))
+    return Face(box, score, five, points, extent=size)
 
 
 def _boxes(value: Any) -> list[list[Face]]:
