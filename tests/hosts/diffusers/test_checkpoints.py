@@ -15,9 +15,13 @@ from support.persona_tiny import tiny_text, tiny_unet
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from likeness.core.errors import LikenessError
+from likeness.core.magicface.request import MagicFaceRequest
 from likeness.hosts.diffusers import checkpoints
 from likeness.hosts.diffusers.checkpoints import SD1, SD2, SDXL, Family, load_checkpoint
+from likeness.hosts.diffusers.persona import image_width, prepare_photo
 from likeness.hosts.diffusers.tokenizer import load_tokenizer, tokenize
+from likeness.training.persona.request import PersonaTraining
+from likeness.training.persona.trainer import PersonaTrainer, train
 
 PROMPT = "a photo of a cat in the snow"
 CPU = torch.device("cpu")
@@ -26,9 +30,9 @@ CPU = torch.device("cpu")
 def narrow(family: Family) -> Family:
     """The family's topology with few channels."""
     levels = len(family.unet["block_out_channels"])
-    text = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 2,
-            "projection_dim": 32}
-    texts = tuple({**told, **text, "hidden_size": 32 * (i + 1), "projection_dim": 32 * (i + 1)}
+    text = {"intermediate_size": 64, "num_hidden_layers": 3}
+    wide = ("hidden_size", "projection_dim")
+    texts = tuple({**told, **text, **dict.fromkeys(wide, 32 * (i + 1)), "num_attention_heads": 2 * (i + 1)}
                   for i, told in enumerate(family.texts))
     unet = {**family.unet, "block_out_channels": [32, 32, 64, 64][:levels], "attention_head_dim": 4,
             "cross_attention_dim": sum(told["hidden_size"] for told in texts)}
@@ -114,6 +118,27 @@ def test_a_file_under_original_names(tmp_path: Path, families: dict[str, Family]
     assert (loaded.side, loaded.name, loaded.base["family"]) == (families[name].side, "narrow", name)
     picture = loaded.generate(PROMPT, [1], steps=2, width=96, height=64)
     assert picture.shape == (1, 3, 64, 96) and torch.isfinite(picture).all()
+
+
+@pytest.mark.parametrize("name", ["sd2", "sdxl"])
+def test_a_persona_is_learnt_and_drawn_beside_magicface(tmp_path: Path, families: dict[str, Family], name: str) -> None:
+    family = families[name]
+    path = written(tmp_path / "a.safetensors", family, made(family), metadata={"modelspec.prediction_type": "v"})
+    pipeline = load_checkpoint(path, CPU)
+    picture = torch.rand(3, 64, 64)
+    photo = prepare_photo(pipeline, picture, torch.ones(64, 64), 64)
+    request = PersonaTraining(steps=2, image_width=image_width(photo))
+    trainer = PersonaTrainer(request, pipeline, [photo])
+    persona = train(trainer)
+    assert all(map(torch.isfinite, map(torch.tensor, trainer.history)))
+    assert persona.base["family"] == name
+    plain, prompt = "a photo of a face in the snow", "a photo of a S* in the snow"
+    magicface = MagicFaceRequest((pipeline.reference(picture, "face", plain),))
+    noise, personas = pipeline.noise([1], 64, 64), {"S*": persona}
+    both = pipeline.sample(noise, prompt, personas=personas, request=magicface, steps=3)
+    assert torch.isfinite(both).all()
+    assert not torch.equal(both, pipeline.sample(noise, prompt, personas=personas, steps=3))
+    assert not torch.equal(both, pipeline.sample(noise, plain, request=magicface, steps=3))
 
 
 @pytest.mark.parametrize(

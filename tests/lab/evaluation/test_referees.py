@@ -1,7 +1,7 @@
 """The referees judge fresh held-out pictures as well as stated, and the measures built on them behave.
 
 Thresholds: each measure was taken on 8 fresh seeds with this test's number of pictures; the bound is the mean less (or
-plus) four standard deviations of those, rounded outwards. ``miniature/logs/*.md`` has the measures on more pictures.
+plus) four standard deviations of those, rounded outwards. More pictures: ``lab/miniature/logs/*.md``.
 """
 
 from __future__ import annotations

@@ -1,0 +1,53 @@
+"""Time and memory of a piece of work."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+import torch
+
+from lab.benchmarks import magicface, persona
+from lab.benchmarks.measure import Meter, device_name, measure
+
+CPU = torch.device("cpu")
+
+
+def test_time_and_memory_of_a_block() -> None:
+    with Meter(CPU) as meter:
+        held = torch.ones(64 * 2**20, dtype=torch.uint8)
+        time.sleep(0.05)
+    del held
+    assert 0.05 <= meter.seconds < 5
+    assert 56 < meter.above_mib < 128 and meter.peak_mib > meter.above_mib
+
+
+def test_what_is_freed_before_the_end_counts() -> None:
+    def work() -> None:
+        held = torch.ones(64 * 2**20, dtype=torch.uint8)
+        time.sleep(0.05)
+        del held
+
+    assert measure(work, CPU).above_mib > 56
+    assert measure(lambda: None, CPU).above_mib < 16
+    assert "threads" in device_name(CPU)
+
+
+def test_a_failing_block_stops_watching_and_keeps_its_error() -> None:
+    with pytest.raises(KeyError, match="first"), Meter(CPU) as meter:
+        raise KeyError("first")
+    assert not meter._memory._watcher.is_alive()
+
+
+def test_magicface_benchmark_prints_every_variant(capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["--shape", "tiny", "--size", "64", "--references", "1", "--naive", "1", "--rounds", "1", "--device", "cpu"]
+    assert magicface.main(asked) == 0
+    printed = capsys.readouterr().out
+    for row in ("| vanilla |", "| ours, N = 1 |", "| ours cached, N = 1 |", "| naive, N = 1 |"):
+        assert row in printed
+
+
+def test_persona_benchmark_prints_steps_and_their_limits(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", logger="likeness"):
+        assert persona.main(["--shape", "miniature", "--rounds", "1", "--batch", "1"]) == 0
+    assert "training step, batch 1" in caplog.text and "with a persona" in caplog.text
