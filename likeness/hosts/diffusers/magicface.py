@@ -178,11 +178,12 @@ def make_reference(
     positions: tuple[int, ...],
     mask: torch.Tensor | None = None,
     weight: float = 3.0,
+    region: torch.Tensor | None = None,
 ) -> Reference:
     """A :class:`Reference` whose context is a :class:`Conditioning` of one row, with its keys filled in."""
     key = digest(conditioning.context, *(conditioning.added[name] for name in sorted(conditioning.added)))
     length = conditioning.context.shape[1]
-    return Reference(name, latent, conditioning, key, tuple(positions), mask, weight, batch_key=length)
+    return Reference(name, latent, conditioning, key, tuple(positions), mask, weight, batch_key=length, region=region)
 
 
 def check_reference(reference: Reference, unet: torch.nn.Module) -> None:

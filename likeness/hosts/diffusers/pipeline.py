@@ -12,13 +12,12 @@ import torch
 from diffusers import DDIMScheduler
 from torch import Tensor, nn
 
-from ...core.digest import digest
 from ...core.magicface.request import MagicFaceRequest, Reference
 from ...core.masks import check_mask
 from ...core.persona.persona import Persona
 from ...core.persona.text import TextEncoder, Tokenizer, plain_ids
 from ...core.prompt import find_phrase
-from .magicface import magicface
+from .magicface import magicface, make_reference
 from .persona import (
     DiffusersDenoiser,
     StagedConditioning,
@@ -168,11 +167,8 @@ class Pipeline:
         words_of = self.tokenizer.words
         found = find_phrase(words_of(word), words_of(prompt), name=word, text=prompt, source=f"{name}: prompt")
         context = self.conditioning([word if own_prompt is None else own_prompt], tuple(image.shape[-2:]))
-        return Reference(
-            name=word, latent=self.encode(image[None]), context=context, context_key=digest(context.context),
-            positions=tuple(position for occurrence in found for position in occurrence), mask=mask, weight=weight,
-            region=region,
-        )
+        positions = tuple(position for occurrence in found for position in occurrence)
+        return make_reference(word, self.encode(image[None]), context, positions, mask, weight, region)
 
     # --- sampling -----------------------------------------------------------------------------------------------------
 
@@ -207,9 +203,11 @@ class Pipeline:
         """Unit noise ``B 4 h w`` to clean latents by DDIM; the other arguments are :meth:`generate`'s."""
         scheduler = self.scheduler(steps)
         size = tuple(side * LATENT_FACTOR for side in latents.shape[-2:])
-        cond: Text = self.conditioning([prompt], size)
+        cond: Text
         if personas:
             cond = self.persona_conditioning(prompt, personas, scheduler.timesteps.tolist(), size)
+        else:
+            cond = self.conditioning([prompt], size)
         uncond = self.conditioning([negative], size)
         with self.denoiser(cond, uncond, scale, scheduler, request) as denoise:
             return sample(denoise, latents, scheduler, callback)
@@ -241,7 +239,10 @@ class Pipeline:
 
     @contextmanager
     def open(self, checkpointing: bool = False) -> Iterator[DiffusersDenoiser]:
-        """The frozen UNet as the trainer takes it, inside the block; the model is left as it was found."""
+        """The frozen UNet as the trainer takes it, inside the block; the model is left as it was found.
+
+        SDXL is told the empty prompt's pooled text and :attr:`side`: the trainer's prompts differ from step to step.
+        """
         frozen_parts = frozen(self.unet, *self.text.modules)
         with checkpointed(self.unet, checkpointing), frozen_parts, split_contexts(self.unet) as state:
             yield DiffusersDenoiser(self.unet, state, self.alphas_cumprod, self.prediction, self._added([""], None))

@@ -134,6 +134,8 @@ def test_a_persona_is_learnt_and_drawn_beside_magicface(tmp_path: Path, families
     assert persona.base["family"] == name
     plain, prompt = "a photo of a face in the snow", "a photo of a S* in the snow"
     magicface = MagicFaceRequest((pipeline.reference(picture, "face", plain),))
+    taller = pipeline.reference(torch.rand(3, 128, 64), "face", plain)
+    assert (taller.context_key == magicface.references[0].context_key) == (name == "sd2"), "SDXL is told the size"
     noise, personas = pipeline.noise([1], 64, 64), {"S*": persona}
     both = pipeline.sample(noise, prompt, personas=personas, request=magicface, steps=3)
     assert torch.isfinite(both).all()
