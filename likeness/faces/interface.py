@@ -7,7 +7,7 @@ per run and its ``name`` is kept with every embedding it made: embeddings of dif
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -228,16 +228,26 @@ def similarities(embedder: FaceEmbedder, a: Tensor, b: Tensor) -> Tensor:
     return 1 - torch.cdist(a.float(), b.float()) if embedder.euclidean else a.float() @ b.float().T
 
 
-def comparable(names: Sequence[str]) -> str:
-    """The one provider that made all embeddings.
+def with_embeddings(embedder: FaceEmbedder, image: Tensor, faces: Sequence[Face]) -> tuple[Face, ...]:
+    """The faces of ``3 H W`` with their vectors and the name of who made them; vectors of its own are kept."""
+    lacking = [face for face in faces if face.embedding is None or face.embedder != embedder.name]
+    made = dict(zip(map(id, lacking), embed_faces(embedder, image, lacking), strict=True))
+    return tuple(
+        replace(face, embedding=made[id(face)], embedder=embedder.name) if id(face) in made else face for face in faces
+    )
+
+
+def face_similarities(embedder: FaceEmbedder, a: Sequence[Face], b: Sequence[Face]) -> Tensor:
+    """Likeness ``A B`` of faces that carry their vectors.
 
     Raises:
-        LikenessError: several did; their vectors mean nothing to each other.
+        LikenessError: some carry none, or one of another provider: they mean nothing to each other.
     """
-    made_by = sorted(set(names))
-    if len(made_by) == 1:
-        return made_by[0]
-    raise bad_input(
-        "Faces: embeddings", f"embeddings of {', '.join(map(repr, made_by)) or 'nobody'}", "those of one provider",
-        "Use the same Face Models for the picture and for the references.",
-    )  # fmt: skip
+    makers = sorted({face.embedder or "nobody" for face in (*a, *b)} - {embedder.name})
+    if makers:
+        raise bad_input(
+            "Faces: embeddings", f"embeddings by {', '.join(makers)}", f"embeddings by {embedder.name}",
+            "Use the same Face Models for the picture and for the references.",
+        )  # fmt: skip
+    vectors = [torch.stack([f.embedding for f in part]) if part else torch.zeros(0, embedder.width) for part in (a, b)]
+    return similarities(embedder, *vectors)

@@ -7,7 +7,7 @@ import torch
 
 from likeness.core.errors import LikenessError
 from likeness.faces.assign import NOBODY, ORDER, REGION, SIMILARITY, USER, assign
-from likeness.faces.interface import Face, comparable, similarities
+from likeness.faces.interface import Face, face_similarities, similarities, with_embeddings
 from likeness.faces.select import Gates, chosen, ordered, select
 
 ROW = [Face((x, 10.0, x + 20.0, 30.0), 0.9) for x in (70.0, 10.0, 40.0)]  # right, left, middle
@@ -102,10 +102,31 @@ def test_which_faces_are_meant() -> None:
             numbers(wrong)
 
 
+class Embedder:
+    """The mean colours of a crop, as a vector of unit length."""
+
+    size, width, margin, aligned, euclidean = 8, 3, 0.0, False, False
+
+    def __init__(self, name: str) -> None:
+        self.name, self.calls = name, 0
+
+    def embed(self, crops: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        return torch.nn.functional.normalize(crops.mean(dim=(2, 3)), dim=1)
+
+
 def test_embeddings_of_different_providers_never_meet() -> None:
-    assert comparable(["insightface", "insightface"]) == "insightface"
-    with pytest.raises(LikenessError, match="'dlib', 'insightface'"):
-        comparable(["insightface", "dlib"])
+    image = torch.rand(3, 40, 100, generator=torch.Generator().manual_seed(0))
+    one, other = Embedder("one"), Embedder("other")
+    faces = with_embeddings(one, image, ROW)
+    assert [face.embedder for face in faces] == ["one"] * 3 and faces[0].box == ROW[0].box
+    likeness = face_similarities(one, faces, faces[:2])
+    assert likeness.shape == (3, 2) and likeness[0, 0].item() == pytest.approx(1, abs=1e-5)
+    assert with_embeddings(one, image, faces) == faces and one.calls == 1, "made once"
+    assert face_similarities(one, faces, []).shape == (3, 0)
+    for strangers in (with_embeddings(other, image, faces[:1]), ROW):
+        with pytest.raises(LikenessError, match=r"embeddings by (other|nobody); expected embeddings by one"):
+            face_similarities(one, faces, strangers)
 
 
 def test_distances_become_similarities() -> None:
