@@ -29,6 +29,7 @@ from likeness.core.magicface.call import MagicFaceCall
 from likeness.core.magicface.maps import MapBuilder
 from likeness.core.magicface.request import MagicFaceRequest, Reference
 from likeness.hosts.diffusers.magicface import magicface
+from likeness.hosts.diffusers.pipeline import SCHEDULE
 from likeness.hosts.diffusers.sampling import Conditioning, guided_denoiser, sample
 
 log = logging.getLogger("likeness")
@@ -78,7 +79,7 @@ class Bench:
 
     def scheduler(self) -> DDIMScheduler:
         """SD1.5's schedule at :data:`STEPS` steps."""
-        scheduler = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False)
+        scheduler = DDIMScheduler(**SCHEDULE, clip_sample=False)
         scheduler.set_timesteps(STEPS)
         return scheduler
 

@@ -8,7 +8,7 @@ import torch
 
 
 def digest(*parts: object) -> str:
-    """A content digest of tensors and plain values."""
+    """A content digest of tensors (by shape and float32 values) and plain values (by what they print as)."""
     sha = hashlib.sha256()
     for part in parts:
         if isinstance(part, torch.Tensor):
