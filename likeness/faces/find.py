@@ -13,6 +13,9 @@ from .interface import Face, FaceModels, Faces, LandmarkDetector
 from .search import AUTO, search
 from .select import Gates, select
 
+#: Sides in pixels below which a picture holds nobody.
+LEAST_SIDE = 8
+
 
 def find_faces(
     images: Tensor,
@@ -32,7 +35,7 @@ def find_faces(
         tick: called now and then; what it raises ends the search.
     """
     height, width = images.shape[-2:]
-    empty = not min(height, width, len(images))
+    empty = not len(images) or min(height, width) < LEAST_SIDE
     found = [[] for _ in images] if empty else search(clean(images), models.detector, effort, tick)
     gates = gates or Gates()
     pictures = tuple(select(faces, gates, order, i) for i, faces in enumerate(found))

@@ -56,7 +56,8 @@ def missing_file(provider: str, path: str, source: str) -> LikenessError:
 def rgb_bytes(images: Tensor) -> list[np.ndarray]:
     """``B 3 H W`` in [0, 1] -> per picture ``H W 3`` of bytes, RGB."""
     pixels = (images.detach().float().clamp(0, 1) * 255).round().byte()
-    return [np.ascontiguousarray(picture) for picture in pixels.permute(0, 2, 3, 1).cpu().numpy()]
+    # copied: sides of one pixel keep odd strides otherwise, which some packages refuse
+    return [np.array(picture, order="C", copy=True) for picture in pixels.permute(0, 2, 3, 1).cpu().numpy()]
 
 
 def bgr_bytes(images: Tensor) -> list[np.ndarray]:

@@ -153,7 +153,7 @@ def test_one_face_at_one_place() -> None:
 
 
 def test_pictures_without_pixels_hold_nobody() -> None:
-    for shape in ((0, 3, 8, 8), (2, 3, 0, 8)):
+    for shape in ((0, 3, 8, 8), (2, 3, 0, 8), (1, 3, 1, 1), (1, 3, 5, 900)):
         faces = find_faces(torch.zeros(shape), models(ColourDetector()))
         assert len(faces) == shape[0] and faces.count == 0
 
