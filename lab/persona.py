@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from lab.people import draw_person
-from lab.persona_defaults import miniature_request
+from lab.persona_defaults import miniature_request, persona_miniature
 from lab.verbs import elsewhere, run_verb
 from likeness.core.errors import bad_input
 from likeness.core.persona.persona import Persona
@@ -25,7 +25,6 @@ from likeness.core.persona.tandem import TandemConfig
 from likeness.drawing.sheets import grid, to_picture
 from likeness.formats.persona import load_persona, save_persona
 from likeness.hosts.diffusers.checkpoints import load_checkpoint
-from likeness.hosts.diffusers.miniature import miniature
 from likeness.hosts.diffusers.persona import image_width, prepare_photo
 from likeness.hosts.diffusers.pipeline import Personas, Pipeline
 from likeness.miniature.faces import MiniatureDetector, MiniatureEmbedder
@@ -97,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def base_model(options: argparse.Namespace) -> Pipeline:
     """The checkpoint that was asked for, in float32 because it may be trained on, or the miniature."""
-    return load_checkpoint(options.checkpoint, dtype=torch.float32) if options.checkpoint else miniature()
+    return load_checkpoint(options.checkpoint, dtype=torch.float32) if options.checkpoint else persona_miniature()
 
 
 def request_of(options: argparse.Namespace) -> PersonaTraining:

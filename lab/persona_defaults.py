@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import torch
+
+from likeness.hosts.diffusers.miniature import miniature
+from likeness.hosts.diffusers.pipeline import Pipeline
 from likeness.training.persona.request import PersonaTraining
 
 #: Prompts in the words the miniature knows; the evaluation's own are captions of held-out combinations. Most name
@@ -32,6 +36,11 @@ WORLD_TANDEM = tuple(
         ("brown sweater and glasses", "in the city"),
     )
 )  # fmt: skip
+
+
+def persona_miniature() -> Pipeline:
+    """The miniature as the tables of docs/persona.md were made with it: training repeats them to the digit."""
+    return miniature(torch.contiguous_format)
 
 
 def miniature_request(**changes: object) -> PersonaTraining:

@@ -24,13 +24,12 @@ from lab.evaluation.drawn import prompt_accuracy
 from lab.evaluation.inversion import InversionTrainer
 from lab.evaluation.metrics import IdentityJudge, Summary, detection_rate, summarise
 from lab.people import Person, draw_person
-from lab.persona_defaults import miniature_request
+from lab.persona_defaults import miniature_request, persona_miniature
 from likeness.core.persona.persona import Persona
 from likeness.core.persona.stages import IouCurve, stages_from_iou
 from likeness.core.persona.tandem import TandemConfig, causal_attention, tandem_shares
 from likeness.core.persona.text import Layout, lay_out, splice
 from likeness.drawing.sheets import grid
-from likeness.hosts.diffusers.miniature import miniature
 from likeness.hosts.diffusers.persona import image_width, prepare_photo
 from likeness.hosts.diffusers.pipeline import Pipeline
 from likeness.miniature.faces import MiniatureDetector, MiniatureEmbedder
@@ -171,7 +170,7 @@ class Proof:
         if record.is_file() and json.loads(record.read_text()) != asdict(grid):
             raise SystemExit(f"{folder} holds another grid: {record.read_text()}; choose another --out")
         record.write_text(json.dumps(asdict(grid)))
-        self.pipeline = miniature()
+        self.pipeline = persona_miniature()
         self.judge = IdentityJudge(MiniatureDetector(), MiniatureEmbedder())
 
     def job(self, variant: str, settings: Mapping | None, number: int) -> Scores:

@@ -141,7 +141,7 @@ def proof(tmp_path, monkeypatch):
         def similarity(self, images, reference):
             return [float(self.embed(image, [])[0] @ reference) for image in images]
 
-    monkeypatch.setattr(evaluation, "miniature", tiny_host)
+    monkeypatch.setattr(evaluation, "persona_miniature", tiny_host)
     monkeypatch.setattr(evaluation, "MiniatureDetector", lambda: None)
     monkeypatch.setattr(evaluation, "MiniatureEmbedder", lambda: None)
     monkeypatch.setattr(evaluation, "IdentityJudge", lambda *_: Judge())

@@ -16,16 +16,19 @@ from .tokenizer import ClipTokenizerAdapter, load_tokenizer
 
 
 @functools.cache
-def miniature() -> Pipeline:
+def miniature(layout: torch.memory_format = torch.channels_last) -> Pipeline:
     """The shipped miniature, loaded once.
+
+    Args:
+        layout: of the weights in memory. Layouts differ in rounding alone, which training makes visible.
 
     Raises:
         LikenessError: weights, or the package with CLIP's word pieces, are missing.
     """
-    autoencoder = models.load_autoencoder().to(memory_format=torch.channels_last)
+    autoencoder = models.load_autoencoder().to(memory_format=layout)
     factor = autoencoder.scaling_factor
     return Pipeline(
-        unet=load_unet().to(memory_format=torch.channels_last),
+        unet=load_unet().to(memory_format=layout),
         text=clip_text(load_text_encoder()),
         tokenizer=ClipTokenizerAdapter(load_tokenizer()),
         encode_image=lambda x: autoencoder.encode(x * 2 - 1) * factor,
