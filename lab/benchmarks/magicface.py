@@ -26,8 +26,8 @@ from lab.benchmarks.measure import Meter, device_name, measure, now
 from lab.benchmarks.naive import NaiveMagicFace
 from likeness.core.magicface.cache import ReferenceCache
 from likeness.core.magicface.call import MagicFaceCall
-from likeness.core.magicface.maps import MapBuilder
 from likeness.core.magicface.request import MagicFaceRequest, Reference
+from likeness.core.magicface.run_maps import RunMaps
 from likeness.hosts.diffusers.magicface import magicface
 from likeness.hosts.diffusers.pipeline import SCHEDULE
 from likeness.hosts.diffusers.sampling import Conditioning, guided_denoiser, sample
@@ -164,12 +164,12 @@ def map_shares(bench: Bench) -> tuple[float, float]:
 
         return run
 
-    look, finish = timed(MagicFaceCall.cross_attention), timed(MapBuilder.finish)
+    look, finish = timed(MagicFaceCall.cross_attention), timed(RunMaps.collect)
     bench.run(bench.request(1, cache, alpha=0.0))
     shares = []
     for maps in (False, True):
         request, spent = bench.request(1, cache, alpha=0.0, maps=maps), 0.0
-        with patch.object(MagicFaceCall, "cross_attention", look), patch.object(MapBuilder, "finish", finish):
+        with patch.object(MagicFaceCall, "cross_attention", look), patch.object(RunMaps, "collect", finish):
             whole = measure(lambda request=request: bench.run(request), bench.device).seconds
         shares.append(spent / whole)
     return shares[0], shares[1]

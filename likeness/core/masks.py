@@ -2,12 +2,38 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 
 from .errors import bad_input
 
 Grid = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A part of a picture: its upper left corner and its size, as shares of the whole picture's height and width."""
+
+    top: float = 0.0
+    left: float = 0.0
+    height: float = 1.0
+    width: float = 1.0
+
+    def crop(self, plane: torch.Tensor) -> torch.Tensor:
+        """That part of ``h w`` (at least one pixel); the frame of the whole picture gives the plane itself."""
+        if self == FULL_FRAME:
+            return plane
+        rows, columns = plane.shape
+        top, left = min(rows - 1, round(self.top * rows)), min(columns - 1, round(self.left * columns))
+        bottom = max(top + 1, round((self.top + self.height) * rows))
+        right = max(left + 1, round((self.left + self.width) * columns))
+        return plane[top:bottom, left:right]
+
+
+#: The whole picture.
+FULL_FRAME = Frame()
 
 
 def check_mask(

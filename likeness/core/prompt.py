@@ -47,14 +47,7 @@ def find_phrase(
     """
     if not phrase:
         raise bad_input(source, f"the concept {name!r}", "a word or phrase", "Name what the picture shows.")
-    found, i = [], 0
-    while i + len(phrase) <= len(prompt):
-        on_edge = i == 0 or prompt[i - 1].ends_word
-        if on_edge and all(same_token(prompt[i + j].token, word.token) for j, word in enumerate(phrase)):
-            found.append(tuple(word.position for word in prompt[i : i + len(phrase)]))
-            i += len(phrase)
-        else:
-            i += 1
+    found = occurrences(phrase, prompt)
     if not found:
         raise bad_input(
             source,
@@ -62,4 +55,17 @@ def find_phrase(
             "a prompt that names every reference's concept in the same words",
             f"Write {name!r} into the prompt, or change the reference's concept to a word that is there.",
         )
+    return found
+
+
+def occurrences(phrase: Sequence[Word], prompt: Sequence[Word]) -> list[Positions]:
+    """Token positions of every occurrence of a phrase, in reading order, perhaps none; never inside a longer word."""
+    found, i = [], 0
+    while phrase and i + len(phrase) <= len(prompt):
+        on_edge = i == 0 or prompt[i - 1].ends_word
+        if on_edge and all(same_token(prompt[i + j].token, word.token) for j, word in enumerate(phrase)):
+            found.append(tuple(word.position for word in prompt[i : i + len(phrase)]))
+            i += len(phrase)
+        else:
+            i += 1
     return found

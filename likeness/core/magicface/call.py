@@ -9,10 +9,11 @@ from types import TracebackType
 import torch
 
 from ..blocks import BlockId
-from ..masks import Grid, token_grid
+from ..masks import FULL_FRAME, Grid, token_grid
 from .injection import Groups, ReferenceKeys, group_tokens, rba, rsa
-from .maps import AreaMaps, MapBuilder, cross_probabilities, prompt_columns
+from .maps import SemanticMap, cross_probabilities, prompt_columns
 from .record import RunRecorder, finest_shown, reference_share
+from .run_maps import RunMaps, View
 from .setting import RBA, RSA, RunSetting
 
 OtherPatch = Callable[[], torch.Tensor]
@@ -26,12 +27,13 @@ def take_rows(x: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
     return x[list(rows)]
 
 
-def first_per_image(rows: Sequence[int], image_index: Sequence[int]) -> tuple[int, ...]:
-    """The first of ``rows`` for every picture of the batch, in the pictures' order."""
-    first: dict[int, int] = {}
+def first_per_view(rows: Sequence[int], views: Sequence[View], wanted: set[View]) -> tuple[int, ...]:
+    """The first of ``rows`` for every wanted view, in the views' order of appearance."""
+    first: dict[View, int] = {}
     for row in rows:
-        first.setdefault(image_index[row], row)
-    return tuple(first[image] for image in sorted(first))
+        if views[row] in wanted:
+            first.setdefault(views[row], row)
+    return tuple(first.values())
 
 
 @dataclass
@@ -40,10 +42,9 @@ class MagicFaceCall:
 
     Attributes:
         setting: of the run; None in a call that changes and sees nothing.
-        conditional, image_index, is_prompt_row, grid: see :meth:`MagicFaceRun.begin_call`.
-        full_frame: whether the call covers the whole picture.
-        keys: of every block with reference attention, per concept. maps: of the area that the call covers.
-        builder: where observed attention goes; None observes nothing.
+        conditional, is_prompt_row, grid: see :meth:`MagicFaceRun.begin_call`. views: per row.
+        keys: of every block with reference attention, per concept. maps: of the run.
+        observes: whether attention is collected for a map. keeps: whether the method itself needs that map.
         self_blocks: blocks whose self-attention goes through :meth:`self_attention`; leave all others alone.
         cross_blocks: blocks whose cross-attention is shown to :meth:`cross_attention`.
     """
@@ -52,13 +53,13 @@ class MagicFaceCall:
     sigma: float
     stage: str
     conditional: tuple[bool, ...]
-    image_index: tuple[int, ...]
+    views: tuple[View, ...]
     is_prompt_row: tuple[bool, ...]
     grid: Grid
-    full_frame: bool
     keys: dict[BlockId, list[ReferenceKeys]]
-    maps: AreaMaps | None
-    builder: MapBuilder | None
+    maps: RunMaps
+    observes: bool = False
+    keeps: bool = False
     recorder: RunRecorder | None = None
     self_blocks: frozenset[BlockId] = field(init=False, default=frozenset())
     cross_blocks: frozenset[BlockId] = field(init=False, default=frozenset())
@@ -66,7 +67,7 @@ class MagicFaceCall:
     @classmethod
     def idle(cls) -> MagicFaceCall:
         """A call that changes and sees nothing."""
-        return cls(None, 0.0, "", (), (), (), (0, 0), True, {}, None, None)
+        return cls(None, 0.0, "", (), (), (), (0, 0), {}, RunMaps())
 
     def __post_init__(self) -> None:
         rows = range(len(self.conditional))
@@ -75,17 +76,25 @@ class MagicFaceCall:
         self._seen: dict[BlockId, tuple[torch.Tensor, torch.Tensor]] = {}
         if self.setting is None:
             return
-        self._watch_cond = first_per_image([row for row in self._cond if self.is_prompt_row[row]], self.image_index)
-        self._watch_uncond = first_per_image(self._uncond, self.image_index) if self.setting.needs_foreground else ()
-        if self.builder is not None and (self._watch_cond or self._watch_uncond):
+        self._watch_cond = self._watch_uncond = ()
+        if self.observes:
+            prompts = [row for row in self._cond if self.is_prompt_row[row]]
+            self._watch_cond = self._first_unseen(prompts, True)
+            self._watch_uncond = self._first_unseen(self._uncond, False) if self.setting.needs_foreground else ()
+        self._builder = self.setting.new_builder(self.grid)
+        if self._watch_cond or self._watch_uncond:
             self.cross_blocks = self.setting.map_blocks
         self.self_blocks = frozenset(self.keys) | self.cross_blocks
         self._shown = self._shown_blocks()
 
+    def _first_unseen(self, rows: Sequence[int], conditional: bool) -> tuple[int, ...]:
+        return first_per_view(rows, self.views, self.maps.unseen({self.views[row] for row in rows}, conditional))
+
     def _shown_blocks(self) -> frozenset[BlockId]:
         """Blocks whose attention to the references the recorder looks at in this call."""
         wanted = self.recorder is not None and self.recorder.wants(self.step)
-        if not wanted or not self.keys or not self._watch_cond or self.image_index[self._watch_cond[0]] != 0:
+        self._shown_row = next((row for row in self._cond if self.views[row] == (0, FULL_FRAME)), None)
+        if not wanted or not self.keys or self._shown_row is None:
             return frozenset()
         factor = self.setting.layout.factor
         shown = finest_shown({factor(block) for block in self.keys}, self.grid)
@@ -148,25 +157,26 @@ class MagicFaceCall:
         keys = self.keys[block]
         if self.stage == RSA:
             return rsa(q, k, v, heads, keys, other_patch)
-        groups = self._groups(block, q)
-        return rba(q, k, v, heads, keys, [groups[self.image_index[row]] for row in self._cond], other_patch)
+        return rba(q, k, v, heads, keys, self._groups(block, q), other_patch)
 
     def _groups(self, block: BlockId, q: torch.Tensor) -> list[Groups]:
-        """Per picture its token groups at a block, kept as long as the map is."""
+        """Per conditional row its token groups at a block."""
         grid = token_grid(self.grid, self.setting.layout.factor(block), q.shape[1])
-        key = (grid, self.batch)
-        if key not in self.maps.groups:
-            self.maps.groups[key] = [group_tokens(row) for row in self.labels(grid).to(q.device).flatten(1)]  # B N
-        return self.maps.groups[key]
+        return [self._view_groups(self.views[row], grid, q.device) for row in self._cond]
 
-    @property
-    def batch(self) -> int:
-        """Number of pictures."""
-        return max(self.image_index) + 1
+    def _view_groups(self, view: View, grid: Grid, device: torch.device) -> Groups:
+        """Token groups of one view, kept as long as the maps are."""
+        if (view, grid) not in self.maps.derived:
+            labels = self.labels(self.maps.current([view]), view, grid)
+            self.maps.derived[view, grid] = group_tokens(labels.to(device).flatten())
+        return self.maps.derived[view, grid]
 
-    def labels(self, grid: Grid) -> torch.Tensor:
-        """Where each concept is drawn, ``B h w``; see :meth:`Placement.labels`."""
-        return self.setting.placement.labels(self.maps.current, self.batch, grid, self.full_frame)
+    def labels(self, semantic: SemanticMap | None, view: View, grid: Grid) -> torch.Tensor:
+        """Where each concept is drawn in a view, ``h w``; a view of unknown part is all background."""
+        frame = view[1]
+        if frame is None:
+            return torch.zeros(grid, dtype=torch.int64)
+        return self.setting.placement.labels(semantic, grid, frame)[0]
 
     # -- observation ---------------------------------------------------------------------------------------------
 
@@ -196,19 +206,20 @@ class MagicFaceCall:
             cross = cross_probabilities(take_rows(q, self._watch_cond), take_rows(k, self._watch_cond), heads)
             if token_maps is not None:
                 cross = prompt_columns(cross, [token_maps[row] for row in self._watch_cond])
-            self.builder.add_conditional(self_q[:count], self_k[:count], cross, heads, grid)
+            self._builder.add_conditional(self_q[:count], self_k[:count], cross, heads, grid)
         if self._watch_uncond:
             cross = cross_probabilities(take_rows(q, self._watch_uncond), take_rows(k, self._watch_uncond), heads)
-            self.builder.add_unconditional(self_q[count:], self_k[count:], cross, heads, grid)
+            self._builder.add_unconditional(self_q[count:], self_k[count:], cross, heads, grid)
 
     def _record(self, block: BlockId, q: torch.Tensor, k: torch.Tensor, heads: int) -> None:
         if block not in self._shown:
             return
-        row, keys = self._watch_cond[0], self.keys[block]
+        row, keys = self._shown_row, self.keys[block]
         grid = token_grid(self.grid, self.setting.layout.factor(block), q.shape[1])
         allowed = None
         if self.stage == RBA:
-            label = self.labels(grid)[0].flatten().to(q.device)  # N
+            view = self.views[row]
+            label = self.labels(self.maps.current([view]), view, grid).flatten().to(q.device)  # N
             concept = torch.cat([torch.full_like(item.bias, i) for i, item in enumerate(keys, 1)])  # M
             allowed = label[:, None] == concept[None, :]
         share = reference_share(q[row], k[row], heads, ReferenceKeys.join(keys), allowed)
@@ -218,15 +229,20 @@ class MagicFaceCall:
 
     def finish(self) -> None:
         """The forward ended well: what was observed counts."""
-        if self.recorder is None:
+        if self.setting is None:
             return
-        labels, semantic = None, None
-        if self.builder is not None and self.recorder.wants_map(self.step):
-            semantic = self.builder.finish()
-        if semantic is not None:
-            grid = tuple(semantic.winner.shape[-2:])
-            labels = self.setting.placement.labels(semantic, self.batch, grid, self.full_frame)
-        self.recorder.write(self.step, self.sigma, self.stage, labels)
+        cond, uncond = ([self.views[row] for row in rows] for rows in (self._watch_cond, self._watch_uncond))
+        self.maps.collect(self._builder, cond, uncond, self.keeps)
+        if self.recorder is not None:
+            self.recorder.write(self.step, self.sigma, self.stage, self._recorded_labels())
+
+    def _recorded_labels(self) -> torch.Tensor | None:
+        """Where the concepts are in all whole pictures seen at this noise level, ``B h w``."""
+        views = self.maps.present_pictures()
+        if not views or not self.recorder.wants_map(self.step):
+            return None
+        maps = [self.maps.present([view]) for view in views]
+        return torch.stack([self.labels(m, v, m.winner.shape[-2:]) for m, v in zip(maps, views, strict=True)])
 
     def __enter__(self) -> MagicFaceCall:
         return self
@@ -237,7 +253,4 @@ class MagicFaceCall:
         self._seen.clear()
         if kind is None:
             self.finish()
-        elif self.maps is not None:
-            self.maps.builder = None
         self.keys = {}
-        self.builder = None

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..masks import Grid, mask_to_grid
+from ..masks import FULL_FRAME, Frame, Grid, mask_to_grid
 from .maps import SemanticMap
 from .request import Reference
 
@@ -60,7 +60,6 @@ class Placement:
         self.phrases = tuple(dict.fromkeys(concept.positions for concept in concepts))
         numbered = tuple(enumerate(concepts, 1))
         self._placed = tuple((number, c.region) for number, c in numbered if c.region is not None)
-        self._all = self._numbers(numbered)
         self._free = self._numbers([(number, c) for number, c in numbered if c.region is None])
 
     def _numbers(self, numbered: Sequence[tuple[int, PlacedConcept]]) -> torch.Tensor:
@@ -78,21 +77,19 @@ class Placement:
         """Whether every concept has a region, so that no map is needed."""
         return len(self._placed) == len(self.concepts)
 
-    def labels(self, semantic: SemanticMap | None, batch: int, grid: Grid, full_frame: bool = True) -> torch.Tensor:
-        """Labels ``B h w`` int64 on a grid.
+    def labels(self, semantic: SemanticMap | None, grid: Grid, frame: Frame = FULL_FRAME) -> torch.Tensor:
+        """Labels ``B h w`` int64 on a grid (``B`` 1 without a map).
 
         Args:
             semantic: the map in use; None before there is one.
-            batch: number of pictures, where there is no map.
             grid: height and width of the result.
-            full_frame: whether the grid covers the whole picture. Regions frame that; in a part (area conditioning) the
-                map decides alone.
+            frame: which part of the picture the grid covers. Regions are drawn for the whole; a part takes its own.
         """
         if semantic is None:
-            labels = torch.zeros((batch, *grid), dtype=torch.int64)
+            labels = torch.zeros((1, *grid), dtype=torch.int64)
         else:
             found = semantic.labels_on(grid)
-            labels = (self._free if full_frame else self._all).to(found.device)[found]
-        for number, region in self._placed if full_frame else ():
-            labels[:, mask_to_grid(region, grid).to(labels.device)] = number
+            labels = self._free.to(found.device)[found]
+        for number, region in self._placed:
+            labels[:, mask_to_grid(frame.crop(region), grid).to(labels.device)] = number
         return labels

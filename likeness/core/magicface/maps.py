@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 
 import torch
@@ -157,6 +157,16 @@ class SemanticMap:
     concepts: int
     restricted: bool
 
+    @staticmethod
+    def join(maps: Sequence[SemanticMap]) -> SemanticMap:
+        """Maps of several batches as one; without a foreground where one of them has none."""
+        if len(maps) == 1:
+            return maps[0]
+        foregrounds = [item.foreground for item in maps]
+        foreground = None if any(plane is None for plane in foregrounds) else torch.cat(foregrounds)
+        winner = torch.cat([item.winner for item in maps])
+        return SemanticMap(winner, foreground, maps[0].concepts, maps[0].restricted)
+
     @property
     def inside(self) -> torch.Tensor:
         """Where a column may win, ``B h w`` bool."""
@@ -220,45 +230,30 @@ class MapBuilder:
         columns = foreground_columns(cross, self.chunk)
         self.foreground.add(to_plane(complete(q, k, columns, heads, self.completion), grid, self.target))
 
-    def finish(self) -> SemanticMap | None:
-        """The map, or None when no conditional row was seen."""
-        if not self.columns.count:
-            return None
+    def winner(self) -> torch.Tensor:
+        """Of the conditional rows the index of the winning column, ``B h w`` int64."""
         planes = self.columns.mean
         scale = torch.full((planes.shape[1],), self.ca_scale, device=planes.device)
         scale[: len(self.concepts)] = 1
-        winner = (planes * scale[:, None, None]).argmax(dim=1)  # B h w
-        foreground = None
-        if self.foreground.count:
-            start, others = self.foreground.mean.unbind(dim=1)
-            foreground = others > start
+        return (planes * scale[:, None, None]).argmax(dim=1)
+
+    def inside(self) -> torch.Tensor:
+        """Of the unconditional rows where anything but the start token wins, ``B h w`` bool."""
+        start, others = self.foreground.mean.unbind(dim=1)
+        return others > start
+
+    def semantic_map(self, winner: torch.Tensor, foreground: torch.Tensor | None) -> SemanticMap:
+        """The map of ``B h w`` :meth:`winner` and :meth:`inside`, which may come from different calls."""
         restricted = self.ca_scale < SINGLE_SCALE and not math.isclose(self.ca_scale, SINGLE_SCALE)
         return SemanticMap(winner, foreground, len(self.concepts), restricted)
+
+    def finish(self) -> SemanticMap | None:
+        """The map of rows that were all seen here, or None when no conditional row was."""
+        if not self.columns.count:
+            return None
+        return self.semantic_map(self.winner(), self.inside() if self.foreground.count else None)
 
 
 def cross_probabilities(q: torch.Tensor, k: torch.Tensor, heads: int) -> torch.Tensor:
     """Head-mean cross-attention (Eq. 4), ``B N T``."""
     return mean_probabilities(q, k, heads)
-
-
-@dataclass
-class AreaMaps:
-    """Maps of one area of the picture: the one in use, and the one being collected at the present noise level.
-
-    Attributes:
-        current: the map in use. builder: of the present noise level. kept: whether what it makes is to be used; a map
-            made for a record alone is not, so that recording never changes a picture. groups: tokens by label, per
-            grid and number of pictures, kept as long as the map is.
-    """
-
-    current: SemanticMap | None = None
-    builder: MapBuilder | None = None
-    kept: bool = False
-    groups: dict[tuple[Grid, int], list] = field(default_factory=dict)
-
-    def promote(self) -> None:
-        """The noise level is done: what was collected becomes the map in use."""
-        finished = self.builder.finish() if self.builder and self.kept else None
-        self.builder, self.kept = None, False
-        if finished is not None:
-            self.current, self.groups = finished, {}

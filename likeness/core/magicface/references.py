@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field
 
 import torch
@@ -28,8 +28,8 @@ class ReferenceBatch:
 
     Attributes:
         references: the references of the rows, in row order (their ``context`` is the host's own).
-        latents: ``R 4 h w``, ``z0 + sigma * eps``, in the dtype and on the device of the references' latents.
-        sigma: VE noise level.
+        latents: ``R 4 h w``, noised to ``sigma``, in the dtype and on the device of the references' latents.
+        sigma: noise level.
     """
 
     references: tuple[Reference, ...]
@@ -45,10 +45,18 @@ def reference_noise(shape: tuple[int, ...], seed: int, sigma: float, index: int)
     return torch.randn(shape, generator=generator)
 
 
-def noised(latent: torch.Tensor, seed: int, sigma: float, index: int) -> torch.Tensor:
-    """The forward process at ``sigma``: ``z0 + sigma * eps``."""
-    noise = reference_noise(tuple(latent.shape), seed, sigma, index)
-    return latent + sigma * noise.to(latent)
+#: The forward process ``(clean latent, unit noise, noise level) -> noisy latent``; must not change its arguments.
+Noising = Callable[[torch.Tensor, torch.Tensor, float], torch.Tensor]
+
+
+def add_noise(latent: torch.Tensor, noise: torch.Tensor, sigma: float) -> torch.Tensor:
+    """The variance-exploding forward process, ``z0 + sigma * eps``."""
+    return latent + sigma * noise
+
+
+def noised(latent: torch.Tensor, seed: int, sigma: float, index: int, noising: Noising = add_noise) -> torch.Tensor:
+    """A reference's latent, noised to ``sigma`` with the noise of :func:`reference_noise`."""
+    return noising(latent, reference_noise(tuple(latent.shape), seed, sigma, index).to(latent), sigma)
 
 
 class ReferencePath:

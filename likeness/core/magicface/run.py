@@ -21,16 +21,16 @@ import torch
 
 from ..attention import AttentionFunction
 from ..blocks import BlockId, UNetLayout
-from ..masks import Grid
+from ..masks import FULL_FRAME, Frame, Grid
 from ..schedule import same_sigma
 from . import guidance
 from .cache import ReferenceEntry
 from .call import MagicFaceCall
 from .injection import ReferenceKeys
-from .maps import AreaMaps
 from .record import RunRecorder
-from .references import Capture, ReferenceBatch, ReferencesCaptured, noised
+from .references import Capture, Noising, ReferenceBatch, ReferencesCaptured, add_noise, noised
 from .request import MagicFaceRequest
+from .run_maps import RunMaps, View
 from .setting import RSA, RunSetting, check_layout
 
 __all__ = ["Capture", "MagicFaceCall", "MagicFaceRun", "ReferenceBatch", "ReferencesCaptured", "check_layout"]
@@ -44,11 +44,12 @@ class MagicFaceRun:
     Args:
         request: what the user asked for.
         layout: the model's transformer blocks.
-        sigmas: the sampler's VE noise levels, first to last.
+        sigmas: the sampler's noise levels, first to last.
         model_key: changes whenever the model's weights change (part of the cache's keys).
         references: runs a reference batch through the host's plain UNet and shows K, V to the capture.
         attention: the host's plain self-attention ``(q, k, v, heads) -> out``, for rows without references.
         device: where the model computes; None is where the first reference's latent lies.
+        noising: the model's forward process; by default the variance-exploding one.
 
     Attributes:
         setting: what stays the same through the run; None when nothing would change, and after the end.
@@ -63,14 +64,16 @@ class MagicFaceRun:
         references: ReferenceForward,
         attention: AttentionFunction | None = None,
         device: torch.device | None = None,
+        noising: Noising = add_noise,
     ) -> None:
         self.setting = RunSetting.of(request, layout, sigmas, attention)
         self.recorder: RunRecorder | None = None
         self._forward = references
         self._device = device
+        self._noising = noising
         self._sigma: float | None = None
         self._entries: tuple[float, list[ReferenceEntry]] | None = None
-        self._maps: dict[Hashable, AreaMaps] = {}
+        self._maps = RunMaps()
         if self.setting is not None:
             self._prepare(self.setting, model_key)
 
@@ -94,17 +97,18 @@ class MagicFaceRun:
         conditional: Sequence[bool],
         grid: Grid,
         image_index: Sequence[int] | None = None,
-        area: Hashable = None,
+        frames: Sequence[Frame | None] | None = None,
         is_prompt_row: Sequence[bool] | None = None,
     ) -> MagicFaceCall:
         """Start one model call; use the result in a ``with`` statement round the forward.
 
         Args:
-            sigma: VE noise level of the call.
+            sigma: noise level of the call.
             conditional: per row whether it is a conditional one.
             grid: height and width of the latent.
             image_index: per row which picture of the batch it belongs to; by default rows come in chunks of the batch.
-            area: key of the part of the picture this call covers (area conditioning); None is all of it.
+            frames: per row which part of its picture it shows (area conditioning, tiles), None where nobody knows: such
+                a row has no regions and makes no map. By default every row is a whole picture.
             is_prompt_row: per row whether its text is the prompt in which the concepts' tokens were found; only such
                 conditional rows make maps. None is all of them.
         """
@@ -113,27 +117,23 @@ class MagicFaceRun:
         if setting is None:
             return MagicFaceCall.idle()
         if not same_sigma(sigma, self._sigma):
-            self._advance(sigma)
-        stage, full_frame = setting.stage(sigma), area is None
-        maps = self._maps.setdefault(area, AreaMaps())
-        active = any(conditional) and (stage == RSA or self._has_concepts(maps, full_frame))
-        needed = setting.needs_map(sigma, full_frame)
-        observe = needed or self._recorded(sigma)
-        if observe and maps.builder is None:
-            maps.builder = setting.new_builder(grid)
-        maps.kept = maps.kept or needed
+            self._maps.promote()
+            self._sigma = sigma
+        stage = setting.stage(sigma)
+        active = any(conditional) and (stage == RSA or setting.placement.any_placed or self._maps.any_concept)
+        needed = setting.needs_map(sigma)
         return MagicFaceCall(
             setting=setting,
             sigma=sigma,
             stage=stage,
             conditional=conditional,
-            image_index=_image_index(conditional) if image_index is None else tuple(image_index),
+            views=_views(_image_index(conditional) if image_index is None else image_index, frames),
             is_prompt_row=conditional if is_prompt_row is None else tuple(is_prompt_row),
             grid=tuple(grid),
-            full_frame=full_frame,
             keys=self._concept_keys(sigma) if active else {},
-            maps=maps,
-            builder=maps.builder if observe else None,
+            maps=self._maps,
+            observes=needed or self._recorded(sigma),
+            keeps=needed,
             recorder=self.recorder,
         )
 
@@ -145,11 +145,6 @@ class MagicFaceRun:
         for maps in self._maps.values():
             maps.promote()
         self._sigma = sigma
-
-    def _has_concepts(self, maps: AreaMaps, full_frame: bool) -> bool:
-        if full_frame and self.setting.placement.any_placed:
-            return True
-        return maps.current is not None and bool((maps.current.labels > 0).any())
 
     # -- references ----------------------------------------------------------------------------------------------
 
@@ -188,7 +183,9 @@ class MagicFaceRun:
 
     def _capture(self, indices: Sequence[int], sigma: float) -> tuple[ReferenceEntry, ...]:
         paths = tuple(self.setting.paths[i] for i in indices)
-        latents = [noised(p.reference.latent, self.setting.request.noise_seed, sigma, p.index) for p in paths]
+        latents = [
+            noised(p.reference.latent, self.setting.request.noise_seed, sigma, p.index, self._noising) for p in paths
+        ]
         batch = ReferenceBatch(tuple(p.reference for p in paths), torch.cat(latents), sigma)
         capture = Capture(paths, self.setting.blocks)
         with contextlib.suppress(ReferencesCaptured):
@@ -201,11 +198,8 @@ class MagicFaceRun:
 
     def guide(self, cond: torch.Tensor, uncond: torch.Tensor, scale: float) -> torch.Tensor:
         """S-CFG of the present sigma's predictions ``B C h w`` (noise or denoised); plain guidance without a map."""
-        maps = self._maps.get(None)
-        latest = None
-        if maps is not None:
-            latest = (maps.builder.finish() if maps.builder else None) or maps.current
-        return guidance.guide(cond, uncond, scale, latest)
+        views = [(image, FULL_FRAME) for image in range(cond.shape[0])]
+        return guidance.guide(cond, uncond, scale, self._maps.present(views) or self._maps.current(views))
 
     def close(self) -> None:
         """Drop all state; may be called twice."""
@@ -214,6 +208,10 @@ class MagicFaceRun:
         self.recorder = None
         self._sigma = None
         self.setting = None
+
+
+def _views(image_index: Sequence[int], frames: Sequence[Frame | None] | None) -> tuple[View, ...]:
+    return tuple(zip(image_index, frames or [FULL_FRAME] * len(image_index), strict=True))
 
 
 def _image_index(conditional: tuple[bool, ...]) -> tuple[int, ...]:

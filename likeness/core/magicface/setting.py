@@ -62,7 +62,8 @@ class RunSetting:
         sigmas: Sequence[float],
         attention: AttentionFunction | None = None,
     ) -> RunSetting | None:
-        """The setting, or None where nothing would change (no reference with weight and a non-empty mask).
+        """The setting, or None where nothing would change: no step, or no reference with weight and a mask that is not
+        empty.
 
         Raises:
             LikenessError: the model has no such layers or resolutions, or a concept has neither a word nor a region.
@@ -72,7 +73,7 @@ class RunSetting:
             for index, reference in enumerate(request.references)
             if reference.weight > 0 and (reference.mask is None or bool((reference.mask > 0).any()))
         )
-        if not paths:
+        if not paths or len(sigmas) < 2:
             return None
         check_layout(layout)
         placement = Placement(group_references([path.reference for path in paths]))
@@ -86,11 +87,11 @@ class RunSetting:
         """:data:`RSA` in the first alpha of the steps, :data:`RBA` afterwards."""
         return RSA if self.schedule.before(sigma, self.request.alpha) else RBA
 
-    def needs_map(self, sigma: float, full_frame: bool) -> bool:
+    def needs_map(self, sigma: float) -> bool:
         """Whether the method needs a map of this noise level: from the step before RBA on, and for S-CFG."""
         if self.request.scfg:
             return True
-        if full_frame and self.placement.all_placed:
+        if self.placement.all_placed:
             return False
         return self.request.alpha < 1 and self.schedule.step(sigma) + 1 >= self.request.alpha * self.schedule.steps
 

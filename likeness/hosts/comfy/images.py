@@ -32,6 +32,8 @@ def mask_to_torch(mask: torch.Tensor, *, source: str) -> torch.Tensor:
         3: lambda: mask,
         4: lambda: mask.flatten(0, 1) if mask.shape[1] == 1 else mask[..., 0],
     }
+    if 0 in mask.shape:
+        raise bad_input(source, f"an empty batch (shape {tuple(mask.shape)})", "at least one mask", "Check its source.")
     if mask.ndim not in flat:
         raise bad_input(source, f"a mask of shape {tuple(mask.shape)}", "H W or B H W", "Connect a MASK output.")
     return flat[mask.ndim]()[:, None].float().clamp(0, 1)

@@ -23,12 +23,14 @@ class Encoded:
     """A prompt's ``CONDITIONING`` entry, split up.
 
     Attributes:
-        context: cross-attention context ``1 L C``.
+        context: cross-attention context ``1 L C``. contexts: of every entry (a CLIP whose hooks follow a schedule has
+            one for each of its ranges), the first among them.
         pooled: pooled text embedding ``1 P``, or None where the encoder gives none.
-        conditioning: the entry as ComfyUI's nodes pass it on.
+        conditioning: the entries as ComfyUI's nodes pass them on.
     """
 
     context: torch.Tensor
+    contexts: tuple[torch.Tensor, ...]
     pooled: torch.Tensor | None
     conditioning: list
 
@@ -37,7 +39,7 @@ def encode(clip: Any, prompt: str) -> Encoded:
     """Encode ``prompt`` as ComfyUI's own text node does (weights, embeddings, hooks and clip skip included)."""
     conditioning = clip.encode_from_tokens_scheduled(clip.tokenize(prompt))
     context, extra = conditioning[0]
-    return Encoded(context, extra.get("pooled_output"), conditioning)
+    return Encoded(context, tuple(text for text, _ in conditioning), extra.get("pooled_output"), conditioning)
 
 
 def _inner_tokenizer(clip: Any, name: str) -> Any:
@@ -66,7 +68,8 @@ def find_phrase(clip: Any, prompt: str, phrase: str, *, source: str) -> list[tup
     Args:
         clip: ComfyUI's CLIP.
         prompt: the text that is encoded; weights such as ``(red tie:1.2)`` and ``embedding:name`` are understood.
-        phrase: one or more words, or an ``embedding:name``; letter case does not matter.
+        phrase: one or more words, or an ``embedding:name``; letter case does not matter. Brackets in it are the
+            prompt's weights or, where that is not found, brackets that are meant (``\\(`` in the prompt).
         source: node and input to name in the error, e.g. ``"MagicFace Apply: prompt"``.
 
     Returns:
@@ -75,9 +78,12 @@ def find_phrase(clip: Any, prompt: str, phrase: str, *, source: str) -> list[tup
     Raises:
         LikenessError: the phrase is empty or is not in the prompt.
     """
-    return tokens.find_phrase(
-        words_of(clip, phrase), words_of(clip, prompt), name=phrase, text=prompt, source=source
-    )
+    words = words_of(clip, prompt)
+    for spelling in (phrase, phrase.replace("(", "\\(").replace(")", "\\)")):
+        found = tokens.occurrences(words_of(clip, spelling), words)
+        if found:
+            return found
+    return tokens.find_phrase(words_of(clip, phrase), words, name=phrase, text=prompt, source=source)
 
 
 def assign_tokens(clip: Any, prompt: str, phrases: Sequence[str], *, source: str) -> list[tuple[int, ...]]:

@@ -5,7 +5,8 @@ sampling starts::
 
     class MySession(Session):
         def call(self, call: ModelCall) -> torch.Tensor:
-            return call.forward(context=...)
+            rows = call.rows()
+            return call.forward() if rows is None else call.forward(context=...)
 
     @dataclass(frozen=True)
     class MySystem(System):
@@ -35,6 +36,7 @@ import torch
 from comfy.patcher_extension import WrappersMP
 
 from .compat import uncompiled
+from .rows import BATCH_KEY, Batch, Row, rows_of
 
 #: Arguments of ``BaseModel.apply_model`` behind ``x`` and ``t``, in its order; further ones come by name.
 _APPLY_MODEL_ARGUMENTS = ("c_concat", "c_crossattn", "control", "transformer_options")
@@ -74,7 +76,7 @@ class ModelCall:
         model: the host's ``BaseModel``.
         x: ``B C h w``, the noisy latents. sigma: ``B``, the noise level of each row.
         concat: further input channels, or None. context: text ``B L C``, or None. control: a ControlNet's residuals.
-        options: ``transformer_options``; ``cond_or_uncond`` and ``uuids`` in it tell what each chunk of rows is.
+        options: ``transformer_options``. What each row is tell :meth:`rows`, not the options.
         extra: what else the model takes (``y`` of SDXL).
     """
 
@@ -95,6 +97,15 @@ class ModelCall:
         concat, context, control, options = (given.get(n, kwargs.pop(n, None)) for n in _APPLY_MODEL_ARGUMENTS)
         return cls(executor.class_obj, x, t, concat, context, control, options or {}, kwargs, executor)
 
+    @property
+    def batch(self) -> Batch | None:
+        """What the host was asked for; None where another pack makes its calls without the host."""
+        return self.options.get(BATCH_KEY)
+
+    def rows(self) -> list[Row] | None:
+        """What each row of the call is; None where that cannot be told, and a system has to leave the call alone."""
+        return rows_of(self.options, self.x, self.context)
+
     def forward(self, **changed: Any) -> torch.Tensor:
         """Go on with the call, some of its attributes changed: ``call.forward(context=..., options=...)``.
 
@@ -106,23 +117,17 @@ class ModelCall:
 
 
 class Session:
-    """State of one sampling run of one system. Each method does nothing until a system says otherwise."""
+    """State of one sampling run of one system. Each method does nothing until a system says otherwise.
+
+    Attributes:
+        guider: the host's, while the run lasts.
+    """
+
+    guider: Any = None
 
     def __deepcopy__(self, _memo: dict) -> Session:
         """A run has one state, also when the host or another pack copies its options deeply."""
         return self
-
-    def begin_batch(self, conds: Sequence[Any], options: Mapping[str, Any]) -> dict[str, Any]:
-        """Before the host turns lists of conditionings into model calls.
-
-        Args:
-            conds: the lists, in the order by whose index ``cond_or_uncond`` of the calls will refer to them.
-            options: the model's ``transformer_options``.
-
-        Returns:
-            Further ``transformer_options`` for the calls that come of it.
-        """
-        return {}
 
     def call(self, call: ModelCall) -> torch.Tensor:
         """One model call; go on by :meth:`ModelCall.forward`."""
@@ -185,7 +190,7 @@ class _Wrappers:
         session = self.system.open(RunStart(guider, noise, latent, sigmas))
         if session is None:
             return executor(noise, latent, *args, **kwargs)
-        with _standing(session, self.system, guider.model_options):
+        with _standing(session, self.system, guider):
             out = executor(noise, latent, *args, **kwargs)
             session.finish(out)
             return out
@@ -199,8 +204,10 @@ class _Wrappers:
     ) -> Any:
         inner = options.get("transformer_options", {})
         session = self._session(inner)
-        more = session.begin_batch(conds, inner) if session else {}
-        return executor(model, conds, x, t, {**options, "transformer_options": {**inner, **more}} if more else options)
+        if session is not None:
+            batch = Batch.of(conds, x, getattr(session.guider, "conds", {}), inner)
+            options = {**options, "transformer_options": {**inner, BATCH_KEY: batch}}
+        return executor(model, conds, x, t, options)
 
     def apply_model(self, executor: Any, x: torch.Tensor, t: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         call = ModelCall.read(executor, x, t, *args, **kwargs)
@@ -212,13 +219,16 @@ class _Wrappers:
 
 
 @contextlib.contextmanager
-def _standing(session: Session, system: System, model_options: dict[str, Any]) -> Iterator[None]:
+def _standing(session: Session, system: System, guider: Any) -> Iterator[None]:
     """While the context is open the session stands in a run's options, and nothing compiled runs."""
+    model_options = guider.model_options
     options = model_options.setdefault("transformer_options", {})
     options[system.key] = session
+    session.guider = guider
     try:
         with uncompiled(model_options, system.node):
             yield
     finally:
         options.pop(system.key, None)
         session.close()
+        session.guider = None

@@ -19,11 +19,9 @@ class Listening(Session):
         self.events = events
         self.factor = factor
 
-    def begin_batch(self, conds, options):
-        return {"likeness_seen": len(conds)}
-
     def call(self, call: ModelCall) -> torch.Tensor:
-        self.events.append(("call", call.options["likeness_seen"], tuple(call.context.shape)))
+        kinds = [row.conditional for row in call.rows()]
+        self.events.append(("call", kinds, tuple(call.context.shape)))
         if self.factor == 0:
             raise comfy.model_management.InterruptProcessingException
         return call.forward(x=call.x) * self.factor
@@ -61,7 +59,7 @@ def test_a_run_is_opened_called_finished_and_closed(parts):
     listener = Listener()
     out = sample(parts, install(parts.model, listener))
     assert torch.equal(out, sample(parts, parts.model))
-    call = ("call", 2, (2, 77, tiny.CONTEXT_WIDTH))
+    call = ("call", [False, True], (2, 77, tiny.CONTEXT_WIDTH))  # the host's own order
     opened = ("open", 3, ["negative", "positive"])
     assert listener.events == [opened, call, call, ("finish", (1, 4, 16, 16)), ("close",)]
 

@@ -18,7 +18,7 @@ from likeness.core.magicface.maps import SemanticMap
 from likeness.core.magicface.record import Recorder
 from likeness.core.magicface.references import noised
 from likeness.core.magicface.request import MagicFaceRequest, MapOptions, Reference
-from likeness.core.masks import mask_to_grid
+from likeness.core.masks import Frame, mask_to_grid
 from likeness.core.schedule import schedule_sigmas, timestep_sigma
 from likeness.hosts.diffusers.common import model_digest, processor_names, unet_layout
 from likeness.hosts.diffusers.magicface import magicface, make_reference, sample_magicface
@@ -345,7 +345,7 @@ def test_one_concept_placed_beside_one_that_is_found(unet, grid):
 
 
 def test_labels_of_placed_and_found_concepts():
-    """Overlaps go to the later one, a placed word's find outside its region is background, parts follow the map."""
+    """Overlaps go to the later one, a placed word's find outside its region is background, parts take their part."""
     top = torch.zeros(4, 4)
     top[:2] = 1
     concepts = group_references([reference(0), placed(1, top), placed(2, half(4, 4)), reference(0)])
@@ -355,10 +355,11 @@ def test_labels_of_placed_and_found_concepts():
     semantic = SemanticMap((found - 1) % 4, None, 3, False)
     assert torch.equal(semantic.labels, found)
     expected = torch.tensor([[3, 3, 2, 2], [3, 3, 2, 2], [3, 3, 1, 0], [3, 3, 1, 0]])
-    assert torch.equal(placement.labels(semantic, 1, (4, 4))[0], expected)
-    assert torch.equal(placement.labels(semantic, 1, (4, 4), full_frame=False), found)
+    assert torch.equal(placement.labels(semantic, (4, 4))[0], expected)
+    corner = SemanticMap(semantic.winner[:, 2:, 1:3], None, 3, False)
+    assert torch.equal(placement.labels(corner, (2, 2), Frame(0.5, 0.25, 0.5, 0.5))[0], expected[2:, 1:3])
     no_map = torch.tensor([[3, 3, 2, 2], [3, 3, 2, 2], [3, 3, 0, 0], [3, 3, 0, 0]])
-    assert torch.equal(placement.labels(None, 2, (4, 4)), no_map.expand(2, 4, 4))
+    assert torch.equal(placement.labels(None, (4, 4))[0], no_map)
 
 
 def test_references_with_the_same_word_share_a_region(unet):

@@ -93,7 +93,7 @@ def apply(
     blocks.layout.select(options.layers)  # a wrong name is told here, not in the middle of sampling
     request = build_request(model, clip, vae, prompt, alpha, chain, options)
     record = _record(request, concepts, options)
-    patch = MagicFacePatch(request, encoded.context, blocks, record, chain.weights_key)
+    patch = MagicFacePatch(request, encoded.contexts, blocks, record, chain.weights_key)
     return Applied(install(model, patch), positive, record)
 
 

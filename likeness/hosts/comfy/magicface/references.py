@@ -109,7 +109,10 @@ def given_concept(
     name = " ".join(name.split())
     if not name:
         raise bad_input(f"{REFERENCE_NODE}: concept", "no word", "a word or phrase", "Name what the picture shows.")
-    pixels = images.to_torch(image)
+    if 0 in image.shape:
+        shape = tuple(image.shape)
+        raise bad_input(f"{REFERENCE_NODE}: image", f"an empty batch (shape {shape})", "a picture", "Check its source.")
+    pixels = images.to_torch(image).float().cpu()
     if not bool(torch.isfinite(pixels).all()):
         raise bad_input(f"{REFERENCE_NODE}: image", "NaN or infinite values", "values in 0..1", "Check the picture.")
     masks = _concept_masks(mask, pixels, name)
@@ -119,7 +122,7 @@ def given_concept(
 def _region(region: torch.Tensor | None, name: str) -> torch.Tensor | None:
     if region is None:
         return None
-    joined = images.mask_to_torch(region, source=f"{REFERENCE_NODE}: region").amax(dim=(0, 1))
+    joined = images.mask_to_torch(region.cpu(), source=f"{REFERENCE_NODE}: region").amax(dim=(0, 1))
     return check_mask(joined, f"{REFERENCE_NODE} '{name}'", "region", "to let the semantic map find its place")
 
 
@@ -127,7 +130,7 @@ def _concept_masks(mask: torch.Tensor | None, pixels: torch.Tensor, name: str) -
     if mask is None:
         log.info("MagicFace: '%s' has no mask, so the whole picture is its reference.", name)
         return None
-    masks = images.mask_to_torch(mask, source=f"{REFERENCE_NODE}: mask")
+    masks = images.mask_to_torch(mask.cpu(), source=f"{REFERENCE_NODE}: mask")
     if len(masks) != len(pixels):
         masks = masks.amax(dim=0, keepdim=True).expand(len(pixels), -1, -1, -1)
     for one in masks:

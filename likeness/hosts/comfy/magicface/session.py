@@ -12,6 +12,7 @@ import dataclasses
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+from uuid import uuid4
 
 import torch
 from comfy.ldm.modules import attention as host_attention
@@ -22,6 +23,7 @@ from ....core.magicface.record import Recorder
 from ....core.magicface.request import MagicFaceRequest
 from ....core.magicface.run import Capture, MagicFaceRun, ReferenceBatch, ReferencesCaptured
 from ....core.masks import token_grid
+from ..rows import Batch, Conditioning, Row, text_of
 from ..text import TOKEN_MAPS_KEY
 from ..unet import Replace, UNetBlocks, with_replaces
 from ..wrappers import ModelCall, RunStart, Session, System
@@ -31,8 +33,12 @@ from .references import model_conds
 log = logging.getLogger("likeness")
 
 NODE = "MagicFace Apply"
-ROWS_KEY = "likeness_magicface_rows"
 GUIDANCE_EPSILON = 1e-6
+UNPLACED = (
+    "MagicFace: it cannot be told which parts of the picture another patch samples; regions and semantic maps are off "
+    "in them."
+)
+UNFIT = "MagicFace is off in level %s: another patch (token merging, tiling) hands it %d rows of %d tokens."
 
 
 def _attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, extra: Mapping[str, Any]) -> torch.Tensor:
@@ -42,68 +48,9 @@ def _attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, extra: Mapping[st
     )
 
 
-@dataclasses.dataclass(frozen=True)
-class Rows:
-    """How one ``calc_cond_batch`` labels its conditionings: the wrapper sees them, the model call only their indices.
-
-    Attributes:
-        conditional: per index of the conditioning list, whether it is the positive one.
-        areas: crop of each conditioning (by its uuid); absent for the whole latent.
-        prompt: uuids of the conditionings that are the prompt MagicFace Apply has encoded.
-    """
-
-    conditional: tuple[bool, ...]
-    areas: Mapping[Any, tuple[int, ...]]
-    prompt: frozenset[Any]
-
-    @classmethod
-    def of(cls, conds: Sequence[Any], named: Mapping[str, Any], context: torch.Tensor) -> Rows:
-        """Label by identity with the guider's own lists; a guider is free to order them as it likes.
-
-        Args:
-            conds: the lists as ``calc_cond_batch`` got them. named: the guider's lists by name.
-            context: the encoded prompt, ``1 L C``.
-        """
-        names = [next((name for name, known in named.items() if known is given), None) for given in conds]
-        conditional = tuple(
-            name == "positive" if name is not None and "positive" in named else index == 0
-            for index, name in enumerate(names)
-        )
-        parts = [part for given in conds if given for part in given]
-        areas = {part["uuid"]: tuple(part["area"]) for part in parts if part.get("area") is not None}
-        return cls(conditional, areas, frozenset(part["uuid"] for part in parts if _begins_with(part, context)))
-
-    def arguments(self, options: Mapping[str, Any], count: int) -> dict[str, Any]:
-        """The arguments of ``begin_call`` that say what each of ``count`` rows is.
-
-        Rows lie chunk by chunk, one chunk per conditioning; crops of area conditioning count as pictures of their own.
-        A prompt that was edited after MagicFace Apply is taken for the prompt itself.
-        """
-        chunks = options.get("cond_or_uncond") or [0]
-        uuids = options.get("uuids") or [None] * len(chunks)
-        batch = max(1, count // len(chunks))
-        areas = [self.areas.get(chunk) for chunk in uuids]
-        known = list(dict.fromkeys(areas))
-        is_prompt = [chunk in self.prompt or not self.prompt for chunk in uuids]
-        return {
-            "conditional": [self._conditional(chunk) for chunk in chunks for _ in range(batch)],
-            "image_index": [known.index(area) * batch + i for area in areas for i in range(batch)],
-            "area": None if known == [None] else tuple(known),
-            "is_prompt_row": [label for label in is_prompt for _ in range(batch)],
-        }
-
-    def _conditional(self, index: int) -> bool:
-        return self.conditional[index] if index < len(self.conditional) else index == 0
-
-
-#: Where the labels are missing (another pack computes its batch itself): the host's usual order.
-USUAL_ROWS = Rows((), {}, frozenset())
-
-
-def _begins_with(conditioning: Mapping[str, Any], context: torch.Tensor) -> bool:
+def _begins_with(given: torch.Tensor | None, context: torch.Tensor) -> bool:
     """Whether a conditioning's text is ``context``, or begins with it (concatenated prompts)."""
-    given = conditioning.get("cross_attn")
-    if not isinstance(given, torch.Tensor) or given.shape[1] < context.shape[1] or given.shape[2:] != context.shape[2:]:
+    if given is None or given.shape[1] < context.shape[1] or given.shape[2:] != context.shape[2:]:
         return False
     return given is context or torch.equal(given[:1, : context.shape[1]].to(context), context[:1])
 
@@ -115,13 +62,13 @@ class MagicFaceSession(Session):
         self.blocks = patch.blocks
         self.record = patch.record
         self.recorder = recorder
-        self.context = patch.context
-        self.guider = guider
+        self.contexts = patch.contexts
         self.device = guider.model_patcher.load_device
         self.base: Any = None
         self.options: Mapping[str, Any] = {}
         self.extra: Mapping[str, Any] = {}
         self.conds: dict[tuple, dict[str, Any]] = {}
+        self.prompts: dict[Any, tuple[torch.Tensor | None, bool]] = {}
         self.warned: set[str] = set()
         self.run = MagicFaceRun(
             dataclasses.replace(patch.request, recorder=recorder),
@@ -131,6 +78,7 @@ class MagicFaceSession(Session):
             references=self.capture,
             attention=lambda q, k, v, heads: _attend(q, k, v, {**self.extra, "n_heads": heads}),
             device=self.device,
+            noising=self.noise,
         )
 
     def finish(self, latents: torch.Tensor) -> None:
@@ -140,9 +88,14 @@ class MagicFaceSession(Session):
     def close(self) -> None:
         """Drop everything; safe to call twice."""
         self.run.close()
-        self.base = self.guider = None
+        self.base = None
         self.options = self.extra = {}
         self.conds.clear()
+
+    def noise(self, latent: torch.Tensor, noise: torch.Tensor, sigma: float) -> torch.Tensor:
+        """The model's own forward process: another one for flow matching than for variance-preserving models."""
+        level = torch.tensor([sigma], device=latent.device)
+        return self.base.model_sampling.noise_scaling(level, noise.to(latent, copy=True), latent)
 
     def capture(self, batch: ReferenceBatch, capture: Capture) -> None:
         """The reference path: a plain forward of the same model, up to the last chosen block.
@@ -153,7 +106,12 @@ class MagicFaceSession(Session):
         latents = batch.latents.to(self.device)
         sigma = torch.full((latents.shape[0],), batch.sigma, device=self.device, dtype=torch.float32)
         makers = {self.blocks.address[block]: _capturing(block, capture) for block in capture.blocks}
-        clean = {"cond_or_uncond": [0], "sigmas": sigma[:1], "sample_sigmas": self.options.get("sample_sigmas", sigma)}
+        clean = {
+            "cond_or_uncond": [0] * len(latents),
+            "uuids": [uuid4() for _ in latents],  # rows that no other pack knows
+            "sigmas": sigma[:1],
+            "sample_sigmas": self.options.get("sample_sigmas", sigma),
+        }
         try:
             self.base.apply_model(
                 latents,
@@ -170,12 +128,6 @@ class MagicFaceSession(Session):
             self.conds[key] = model_conds(self.base, latents, batch.references)
         return self.conds[key]
 
-    def begin_batch(self, conds: Sequence[Any], options: Mapping[str, Any]) -> dict[str, Any]:
-        """Pass on, per conditioning, whether it is the positive one: the model call itself sees only indices."""
-        rows = Rows.of(conds, getattr(self.guider, "conds", {}), self.context)
-        self.check_prompt(rows)
-        return {ROWS_KEY: rows}
-
     def call(self, call: ModelCall) -> torch.Tensor:
         """One model call with our attention in it."""
         if "multigpu_thread_device" in call.options:
@@ -187,8 +139,24 @@ class MagicFaceSession(Session):
             )
         x = call.x
         self.base, self.options, self.device = call.model, call.options, x.device
-        rows = call.options.get(ROWS_KEY, USUAL_ROWS).arguments(call.options, x.shape[0])
-        with self.run.begin_call(float(call.sigma.flatten()[0]), grid=tuple(x.shape[-2:]), **rows) as mine:
+        rows = call.rows()
+        if rows is None:
+            self._warn("rows", "MagicFace leaves a call alone: another patch has made %d rows of it.", x.shape[0])
+            return call.forward()
+        if any(row.frame is None for row in rows):
+            self._warn(
+                "frames",
+                "MagicFace: it cannot be told which parts of the picture another patch samples; regions "
+                "and semantic maps are off there.",
+            )
+        with self.run.begin_call(
+            float(call.sigma.flatten()[0]),
+            [row.conditional for row in rows],
+            tuple(x.shape[-2:]),
+            [row.image for row in rows],
+            [row.frame for row in rows],
+            self._prompt_rows(call.batch, rows),
+        ) as mine:
             if not mine.self_blocks and not mine.cross_blocks:
                 return call.forward()
             return call.forward(options=with_replaces(call.options, self._makers(mine, x.shape)))
@@ -211,7 +179,7 @@ class MagicFaceSession(Session):
 
                 tokens = q.shape[1]
                 if not self._fits(block, shape, q, extra) or k.shape[0] != shape[0] or k.shape[1] < tokens:
-                    self._warn(block, q)
+                    self._warn(block.level_name, UNFIT, block.level_name, q.shape[0], q.shape[1])
                     return plain()
                 reached.add(block)
                 longer = k.shape[1] != tokens  # another patch has appended keys of its own
@@ -246,25 +214,36 @@ class MagicFaceSession(Session):
 
         return make
 
-    def check_prompt(self, rows: Rows) -> None:
-        """Tell, once a run, when what is sampled is not the prompt in which the concepts were looked up."""
-        if any(rows.conditional) and not rows.prompt and "prompt" not in self.warned:
-            self.warned.add("prompt")
-            log.warning(
+    def _prompt_rows(self, batch: Batch | None, rows: Sequence[Row]) -> list[bool]:
+        """Per row whether its text is the prompt in which the concepts were looked up.
+
+        Where no positive conditioning is, the prompt has been edited since, and is taken for the prompt itself.
+        """
+        lists = zip(batch.conditional, batch.entries, strict=True) if batch else ()
+        positive = [entry for conditional, entries in lists if conditional for entry in entries]
+        if any(self._is_prompt(entry) for entry in positive):
+            return [row.conditioning is not None and self._is_prompt(row.conditioning) for row in rows]
+        if positive:
+            self._warn(
+                "prompt",
                 "MagicFace: the sampler's positive conditioning is not the prompt that MagicFace Apply has encoded. "
                 "The concepts are taken to stand at the same words. If they do not: connect MagicFace Apply's "
-                "conditioning, or (beside Persona Apply) give both nodes the same prompt, here with the plain word."
+                "conditioning, or (beside Persona Apply) give both nodes the same prompt, here with the plain word.",
             )
+        return [True] * len(rows)
 
-    def _warn(self, block: BlockId, q: torch.Tensor) -> None:
-        if block.level_name not in self.warned:
-            self.warned.add(block.level_name)
-            log.warning(
-                "MagicFace is off in level %s: another patch (token merging, tiling) hands it %d rows of %d tokens.",
-                block.level_name,
-                q.shape[0],
-                q.shape[1],
-            )
+    def _is_prompt(self, entry: Conditioning) -> bool:
+        text = text_of(entry)
+        known = self.prompts.get(id(text))
+        if known is None or known[0] is not text:
+            known = self.prompts[id(text)] = (text, any(_begins_with(text, context) for context in self.contexts))
+        return known[1]
+
+    def _warn(self, what: str, message: str, *values: Any) -> None:
+        """Say something once a run."""
+        if what not in self.warned:
+            self.warned.add(what)
+            log.warning(message, *values)
 
     def guide(self, args: Mapping[str, Any]) -> torch.Tensor:
         """S-CFG in the host's list of post-CFG functions: only the guidance part of the result is exchanged."""
@@ -291,7 +270,7 @@ class MagicFacePatch(System):
     """What the wrappers know; it outlives runs unchanged.
 
     Attributes:
-        request: what the user asked for. context: the encoded prompt, ``1 L C``.
+        request: what the user asked for. contexts: the encoded prompt, ``1 L C``, of every entry.
         blocks: the model's structure. record: where previews go.
         weights_key: of a guider, tells apart models whose plain forwards differ.
     """
@@ -300,7 +279,7 @@ class MagicFacePatch(System):
     node = NODE
 
     request: MagicFaceRequest
-    context: torch.Tensor
+    contexts: tuple[torch.Tensor, ...]
     blocks: UNetBlocks
     record: MagicFaceRecord
     weights_key: Callable[[Any], str]
@@ -310,7 +289,7 @@ class MagicFacePatch(System):
         _check_finite(start.noise, start.latent)
         session = MagicFaceSession(self, start.guider, start.sigmas.tolist(), self.record.begin())
         if not session.run.enabled:
-            return None
+            return None  # no reference that counts, or a schedule without a step
         if self.request.scfg:
             later = start.options.get("sampler_post_cfg_function", [])
             start.options["sampler_post_cfg_function"] = [session.guide, *later]
