@@ -65,6 +65,9 @@ def test_without_a_mask_the_node_says_so():
         ({"concept": "  "}, "no word"),
         ({"image": torch.full((1, 64, 64, 3), torch.nan)}, "NaN"),
         ({"region": torch.zeros(1, 64, 64)}, "region.*empty mask"),
+        ({"mask": torch.zeros(0, 64, 64)}, "mask: got an empty batch"),
+        ({"region": torch.zeros(0, 64, 64)}, "region: got an empty batch"),
+        ({"image": torch.zeros(0, 64, 64, 3)}, "image: got an empty batch"),
     ],
 )
 def test_bad_references_are_refused(arguments, message):
@@ -288,6 +291,8 @@ def test_half_precision(parts, monkeypatch):
         ("a man with a red tie", "RED  TIE", [(5, 6)]),
         ("a (man:1.4) with a (red tie)", "red tie", [(5, 6)]),
         ("man, another man", "man", [(1,), (4,)]),
+        ("a (man:1.4) with a tie", "(man)", [(2,)]),
+        ("a man \\(young\\) at sea", "man (young)", [(2, 3, 4, 5)]),
     ],
 )
 def test_phrases_are_found(parts, prompt, phrase, expected):

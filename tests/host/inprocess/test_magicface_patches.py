@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import comfy.ldm.modules.attention as host_attention
 import pytest
 import torch
@@ -233,3 +235,67 @@ def test_maps_are_made_of_the_prompt_with_the_words(parts, order):
 def labels_of_first_step(patched, positive) -> torch.Tensor:
     latent = sample(patched, positive=positive)
     return patched.record.find(latent).steps[0].labels
+
+
+def test_the_reference_pass_has_what_a_host_call_has_and_ids_of_its_own(parts):
+    """A pack that patches the UNet's own forward (a reference ControlNet) reads the ids there, also in our pass."""
+    patched = apply(parts, chain("man", "red tie", mask=box()), alpha=1.0)
+    unet, seen = patched.model.model.diffusion_model, []
+    forward = unet.forward
+
+    def reading(x, *args, **kwargs):
+        options = kwargs["transformer_options"]
+        assert len(x) % len(options["cond_or_uncond"]) == 0 and len(options["uuids"]) == len(options["cond_or_uncond"])
+        assert {"sigmas", "sample_sigmas"} <= options.keys()
+        seen.append((len(x), tuple(options["uuids"])))
+        return forward(x, *args, **kwargs)
+
+    unet.forward = reading
+    try:
+        sample(patched, cfg=1.0)
+    finally:
+        del unet.forward
+    pictures = {ids for rows, ids in seen if rows == 1}
+    references = [ids for rows, ids in seen if rows == 2]
+    assert len(pictures) == 1 and len(references) == 3
+    assert len({uuid for ids in references for uuid in ids}) == 6, "fresh ones in each pass"
+
+
+class ScheduledClip:
+    """A CLIP whose hooks follow a schedule: the prompt encoded once for each range of the steps."""
+
+    def __init__(self, clip):
+        self.clip = clip
+        self.tokenizer = clip.tokenizer
+
+    def tokenize(self, *args, **kwargs):
+        return self.clip.tokenize(*args, **kwargs)
+
+    def encode_from_tokens_scheduled(self, tokens):
+        ((context, extra),) = self.clip.encode_from_tokens_scheduled(tokens)
+        first, later = {"start_percent": 0.0, "end_percent": 0.4}, {"start_percent": 0.4, "end_percent": 1.0}
+        return [[context, {**extra, **first}], [context * 1.1, {**extra, **later}]]
+
+
+def test_every_range_of_a_scheduled_prompt_makes_maps(parts):
+    scheduled = dataclasses.replace(parts, clip=ScheduledClip(parts.clip))
+    patched = apply(scheduled, chain("man", mask=box()), alpha=0.0)
+    out = sample(patched, steps=6)
+    assert all(step.labels is not None for step in patched.record.find(out).steps)
+    assert torch.equal(sample(apply(scheduled, chain("man", mask=box()), alpha=0.0, record=False), steps=6), out)
+
+
+@pytest.mark.parametrize("kind", ["CONST", "EDM", "V_PREDICTION"])
+def test_references_are_noised_as_the_model_noises(parts, kind, monkeypatch):
+    import comfy.model_sampling as sampling
+
+    class Sampling(sampling.ModelSamplingDiscrete, getattr(sampling, kind)):
+        pass
+
+    patched = apply(parts, chain("man"), alpha=1.0)
+    model = patched.model.clone()
+    model.add_object_patch("model_sampling", Sampling(parts.model.model.model_config))
+    noised, scale = [], Sampling.noise_scaling
+    monkeypatch.setattr(Sampling, "noise_scaling", lambda *a, **k: (noised.append(a[2].shape[0]), scale(*a, **k))[1])
+    assert sample(patched, model=model, batch=2).shape[0] == 2
+    assert noised.count(1) == 3, "the reference, once a step; the picture's own two rows once"
