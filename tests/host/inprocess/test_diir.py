@@ -35,12 +35,14 @@ def told(outcome) -> list[str]:
         ((120, 136, 3), face(60, 50, 24, landmarks=torch.tensor([[55.0, 45], [63, 51], [58, 53], [53, 56], [59, 60]]))),
         ((64, 64, 3), face(32, 32, 60)),
         ((120, 136, 1), face()),
+        ((120, 136, 3), face(60, 50, 8)),
+        ((900, 900, 3), face(450, 450, 1000)),
     ],
-    ids=["plain", "alpha", "odd sizes", "border", "tilted", "fills the picture", "grey"],
+    ids=["plain", "alpha", "odd sizes", "border", "tilted", "fills the picture", "grey", "8 px", "1000 px"],
 )
 def test_only_the_masked_head_changes(parts, shape, place):
     image = pictures(1, *shape)
-    outcome = repaired(job(parts, image, faces_of(image, (place,))))
+    outcome = repaired(job(parts, image, faces_of(image, (place,)), max_face_px=0))
     assert told(outcome) == ["repaired"]
     assert outcome.image.shape == image.shape
     assert same_outside(outcome, image)
@@ -102,6 +104,20 @@ def test_feature_caches_agree(parts):
     assert float((results[0] - results[2]).abs().max()) < 1e-5
 
 
+def test_features_without_room_are_computed_again_and_the_report_says_so(parts, monkeypatch):
+    from likeness.hosts.comfy.diir import sampling
+
+    paper = Options(request=replace(QUICK, keep_style="paper"))
+    plain = repaired(job(parts, options=paper))
+    monkeypatch.setattr(sampling, "feature_room", lambda model, shape: {"device": 0, "host": 0})
+    outcome = repaired(job(parts, options=paper))
+    assert not json.loads(plain.report)["notes"]
+    assert json.loads(outcome.report)["notes"] == [
+        f"features of {QUICK.steps} steps found no room and were computed again"
+    ]
+    assert float((outcome.image - plain.image).abs().max()) < 1e-5
+
+
 def test_batches_with_several_faces_and_none(parts):
     image = pictures(3)
     outcome = repaired(job(parts, image, faces_of(image, (face(), face(100, 80, 20, 2)), (), (face(40, 60),))))
@@ -132,7 +148,7 @@ def test_out_of_memory_goes_on_with_fewer_faces(parts, monkeypatch):
 
     calls = []
 
-    def run(model, chunk, request, progress):
+    def run(model, chunk, *_):
         calls.append(len(chunk.latents))
         if len(chunk.latents) > 1:
             raise torch.OutOfMemoryError("too much")

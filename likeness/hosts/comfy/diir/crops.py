@@ -132,7 +132,8 @@ class HostModel:
             positive, negative = self.control(positive, negative, faces)
         seeds = [self.seeds[face] for face in faces]
         chunk = Chunk(latents, masks, positive, negative, plain(self.negative[0]), seeds)
-        return run(subject.identified.model, chunk, self.request, lambda *step: self._bar.step(step[3], len(faces)))
+        model, tick = subject.identified.model, lambda *step: self._bar.step(step[3], len(faces))
+        return run(model, chunk, self.request, tick, lambda note: self.notes.setdefault(note))
 
     def _conditioning(self, conditioning: list, whole: bool, cut_here: Cut) -> list:
         if not whole:

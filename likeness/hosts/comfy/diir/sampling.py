@@ -38,11 +38,18 @@ class Chunk:
     seeds: Sequence[int]
 
 
-def run(model: Any, chunk: Chunk, request: DiirRequest, progress: Progress | None = None) -> Tensor:
+def run(
+    model: Any,
+    chunk: Chunk,
+    request: DiirRequest,
+    progress: Progress | None = None,
+    tell: Callable[[str], None] | None = None,
+) -> Tensor:
     """Invert and restore one chunk.
 
     Args:
         model: ModelPatcher, with identity on it where there is one.
+        progress: told after every step. tell: told what the report should say.
 
     Returns:
         Restored latents ``B C h w`` in the VAE's scale.
@@ -53,7 +60,10 @@ def run(model: Any, chunk: Chunk, request: DiirRequest, progress: Progress | Non
     guider.set_cfg(request.guidance)
     sampler = DiirSampler(request, chunk.mask, chunk.seeds, progress)
     blank = torch.zeros_like(chunk.latents)
-    return guider.sample(blank, chunk.latents, sampler, sigmas, disable_pbar=True, seed=chunk.seeds[0])
+    restored = guider.sample(blank, chunk.latents, sampler, sigmas, disable_pbar=True, seed=chunk.seeds[0])
+    if tell is not None and sampler.note:
+        tell(sampler.note)
+    return restored
 
 
 def ddim_sigmas(sampling: Any, steps: int) -> Tensor:
@@ -91,10 +101,14 @@ class DiirSampler(comfy.samplers.Sampler):
     Args:
         request: what the user asked for. mask: ``B 1 h w``. seeds: of the fast mode's noise, one a crop.
         progress: told after every step.
+
+    Attributes:
+        note: what the report should say of the run.
     """
 
     def __init__(self, request: DiirRequest, mask: Tensor, seeds: Sequence[int], progress: Progress | None) -> None:
         self.request, self.mask, self.seeds, self.progress = request, mask, seeds, progress
+        self.note = ""
 
     def sample(
         self,
@@ -127,15 +141,11 @@ class DiirSampler(comfy.samplers.Sampler):
             cache = FeatureCache(self.request.cache, feature_room(model_wrap.model_patcher, latent_image.shape))
             features = FeatureFusion(mask, plain, cache)
         trajectory = self._trajectory(plain, latent_image, sigmas, features)
-        return restore(
-            guided,
-            trajectory,
-            mask,
-            start=self.request.start,
-            keep_style=self.request.keep_style != "off",
-            features=features,
-            progress=self.progress,
-        )
+        keep_style = self.request.keep_style != "off"
+        out = restore(guided, trajectory, mask, self.request.start, keep_style, features, self.progress)
+        if features is not None and self.request.cache == "auto":
+            self.note = _where_features_went(features, latent_image.device)
+        return out
 
     def _trajectory(
         self, plain: Callable, latents: Tensor, sigmas: Tensor, features: FeatureFusion | None
@@ -145,6 +155,15 @@ class DiirSampler(comfy.samplers.Sampler):
             return noised(latents, levels, noise_of(self.seeds, latents.shape[1:]))
         record = None if features is None else features.recording
         return invert(plain, latents, levels, self.request.corrections, self.progress, record)
+
+
+def _where_features_went(features: FeatureFusion, device: torch.device) -> str:
+    """In words, where that was not the device alone."""
+    if features.again:
+        return f"features of {features.again} steps found no room and were computed again"
+    if features.cache.places[:1] != ["device"] and device.type != "cpu":
+        return "features found no room on the graphics card and went to main memory"
+    return ""
 
 
 def _levels(x: Tensor, sigma: float) -> Tensor:
