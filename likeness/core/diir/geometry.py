@@ -68,7 +68,13 @@ def eye_tilt(landmarks: Tensor | None) -> float:
     return math.atan2(y, x) if math.isfinite(x) and math.isfinite(y) and (x or y) else 0.0
 
 
-def face_crop(box: Box, tilt: float = 0.0, frame: float = 1.8, upright: float = 10.0) -> Crop:
+def face_crop(
+    box: Box,
+    tilt: float = 0.0,
+    frame: float = 1.8,
+    upright: float = 10.0,
+    extent: tuple[float, float] | None = None,
+) -> Crop:
     """The square in which a face is repaired.
 
     Args:
@@ -76,11 +82,13 @@ def face_crop(box: Box, tilt: float = 0.0, frame: float = 1.8, upright: float = 
         tilt: of its eye line, radians.
         frame: side of the square in heights of the face.
         upright: degrees from which the square is turned with the face.
+        extent: width and height of the face as it would stand upright, where they are known of a tilted one; None
+            tells them from the box.
     """
     angle = tilt if abs(math.degrees(tilt)) > upright else 0.0
-    width, height = box[2] - box[0], box[3] - box[1]
-    if angle:  # the box of a turned w x h is w|cos| + h|sin| by w|sin| + h|cos|
-        height = (width + height) / (1 + TILTED_ASPECT) / (abs(math.cos(angle)) + abs(math.sin(angle)))
+    width, height = extent or (box[2] - box[0], box[3] - box[1])
+    if angle and extent is None:  # round a turned ellipse w x h the box W x H has W^2 + H^2 = w^2 + h^2
+        height = math.hypot(width, height) / math.hypot(1, TILTED_ASPECT)
     side = max(1.0, frame * height)
     down = torch.tensor([0.5 - HEAD_AT[0], 0.5 - HEAD_AT[1]]) * side
     middle = torch.tensor([(box[0] + box[2]) / 2, (box[1] + box[3]) / 2]) + _turned(down, angle)

@@ -9,11 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from likeness.core.diir.gate import Gate, face_numbers
+from likeness.core.diir.gate import Gate
 from likeness.core.diir.geometry import Crop, cut, eye_tilt, face_crop, put_back
 from likeness.core.diir.paste import Patch, ellipse_mask, feathered, hull_mask, paste
 from likeness.core.diir.repair import Place, repair
-from likeness.core.errors import LikenessError
 
 BOXES = {
     "middle": (40.0, 30.0, 64.0, 60.0),
@@ -170,9 +169,10 @@ def test_a_turned_face_is_cut_upright_and_put_back_turned() -> None:
         eyes = torch.tensor([[-6.0, -3.0], [6.0, -3.0]]) @ turn.T + middle
         assert math.isclose(eye_tilt(eyes), angle, abs_tol=1e-5)
         half = torch.tensor([12.0, 15.0])  # of the face, before turning: 24 x 30
-        reach = (turn.abs() @ half).tolist()
+        reach = (turn.square() @ half.square()).sqrt().tolist()  # of the ellipse
         crop = face_crop((100 - reach[0], 90 - reach[1], 100 + reach[0], 90 + reach[1]), angle)
         assert math.isclose(crop.side, 54, rel_tol=1e-4)
+        assert face_crop((0, 0, 9, 9), angle, extent=(24, 30)).side == 54
         seen = crop.from_picture(eyes)
         expected = torch.tensor([[-6.0, -3.0], [6.0, -3.0]]) / 54 + torch.tensor([0.5, 0.46])
         assert torch.allclose(seen, expected, atol=1e-4)
@@ -213,17 +213,7 @@ def test_gate() -> None:
     assert Gate().reasons(boxes)[2] == "large enough (150 px, limit 100)"
     assert Gate(max_px=0, most=1).reasons(boxes)[:3] == ["not among the 1 largest"] * 2 + [None]
     assert Gate(min_px=8).reasons(boxes)[3] == "too small (5 px, least 8)"
-    assert [r is None for r in Gate(numbers=face_numbers("2, 4")).reasons(boxes)] == [False, True, False, True]
     where = torch.zeros(160, 230)
     where[:, :25] = 1
     assert [r is None for r in Gate().reasons(boxes, where)] == [True, False, False, False]
 
-
-def test_face_numbers() -> None:
-    assert face_numbers(" 1, 3-5 ;3") == (1, 3, 4, 5) and face_numbers("") == ()
-    for text in ("0", "a", "3-1", "1-", "1.5"):
-        if text == "1-":
-            assert face_numbers(text) == (1,)
-            continue
-        with pytest.raises(LikenessError, match="which faces"):
-            face_numbers(text)

@@ -206,7 +206,9 @@ def _locate(job: Job, pictures: list[Tensor], todo: list[Entry], models: FaceMod
     request = job.request
     heads = Heads(models, job.options.mask, request.feather, native_side(job.model))
     for entry in todo:
-        crop = face_crop(entry.face.box, math.radians(entry.face.tilt), request.frame, request.upright)
+        crop = face_crop(
+            entry.face.box, math.radians(entry.face.tilt), request.frame, request.upright, entry.face.extent
+        )
         mask, entry.mask = heads.mask(pictures[entry.picture][:3], entry.face, crop)
         entry.place = Place(entry.picture, crop, mask)
     return [heads.note] if heads.note else []
@@ -311,7 +313,7 @@ def _report(entry: Entry, people: tuple[Person, ...]) -> FaceReport:
 
 def _thumbnails(entry: Entry, pictures: list[Tensor]) -> tuple[Tensor, Tensor | None]:
     """Small pictures of the face for the table: before, and after where it was repaired."""
-    crop: Crop = face_crop(entry.face.box, math.radians(entry.face.tilt))
+    crop: Crop = face_crop(entry.face.box, math.radians(entry.face.tilt), extent=entry.face.extent)
     before = cut(torch.nan_to_num(pictures[entry.picture][:3]), crop, THUMBNAIL)
     if entry.crops is None or entry.reason is not None:
         return before, None
