@@ -26,10 +26,11 @@ OLDEST_TORCH = "torch>=2.4"
 
 #: command: (module of the pack with a ``main(argv)``, the verb it is called with where the command is one, help)
 COMMANDS = {
-    "demo": ("lab.magicface", "demo", "MagicFace on the miniature: contact sheet, maps, table of measured effects"),
+    "demo": ("lab.magicface", "demo", "MagicFace and DIIR on the miniature: pictures and tables of measured effects"),
     "test": ("", "", "run the tests; further arguments go to pytest"),
     "magicface": ("lab.magicface", "", "MagicFace: demo, benchmark"),
     "persona": ("lab.persona", "", "PersonaMagic: demo, train, play, prove, benchmark"),
+    "diir": ("lab.diir", "", "DIIR face repair: demo, prove, benchmark"),
     "miniature": ("lab.miniature", "", "the drawn model: train, report"),
     "dev": ("lab.dev", "", "for developers: workflows, thumbnails (they need a ComfyUI)"),
 }

@@ -1,6 +1,6 @@
 """``python run.py magicface``: MagicFace against vanilla, without ComfyUI and without a download.
 
-``demo`` (also ``python run.py demo``) compares pictures, ``benchmark`` costs.
+``demo`` (also ``python run.py demo``, which goes on to show DIIR) compares pictures, ``benchmark`` costs.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from tqdm import tqdm
 
+from lab import diir
 from lab.benchmarks.measure import Meter
 from lab.evaluation.magicface import PLACED, WEIGHT, Outcome, Row, default_judge, run_case, summarise_variant
 from lab.people import Case, pair_cases, single_cases
@@ -31,6 +32,7 @@ from likeness.hosts.diffusers.miniature import miniature
 from likeness.hosts.diffusers.pipeline import Pipeline
 
 OUTPUT = Path(__file__).parents[1] / "output"
+REPAIRED = 3  # people whose small faces DIIR repairs in the demo
 
 
 @dataclass(frozen=True)
@@ -70,8 +72,8 @@ class Settings:
 def demo(argv: Sequence[str]) -> int:
     """Pictures, maps and a table of measured effects: vanilla and MagicFace with the same seeds.
 
-    By default on the miniature with held-out drawn people: one concept and two, side by side. --image takes a picture
-    of your own, --checkpoint a local Stable Diffusion checkpoint.
+    By default on the miniature with held-out drawn people: one concept and two, side by side; then small faces that
+    DIIR repairs. --image takes a picture of your own, --checkpoint a local Stable Diffusion checkpoint.
     """
     settings = parse(argv)
     pipeline = load_checkpoint(settings.checkpoint) if settings.checkpoint else miniature()
@@ -155,7 +157,8 @@ def drawn_people(settings: Settings, pipeline: Pipeline) -> str:
                 outcomes[concepts, name] = done
                 rows.append((concepts, summarise_variant(name, done), meter.peak_mib))
     write_drawn(settings, outcomes, singles, pairs, recorders)
-    return drawn_table(rows)
+    repaired = diir.show(pipeline, settings.out, min(REPAIRED, settings.people), settings.steps)
+    return f"{drawn_table(rows)}\n\nThen DIIR, small faces of full-body pictures repaired (diir.png):\n\n{repaired}"
 
 
 def warm_up(pipeline: Pipeline) -> None:
@@ -277,4 +280,4 @@ def finish(settings: Settings, pipeline: Pipeline, table: str) -> None:
     head = f"{pipeline.name}, {pipeline.side} x {pipeline.side} pixels, DDIM {settings.steps} steps\n\n"
     (settings.out / "table.md").write_text(head + table + "\n", encoding="utf-8")
     (settings.out / "settings.json").write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
-    print(f"\n{head}{table}\n\nwritten to {settings.out}: contact_sheet.png, maps.png, table.md, settings.json")
+    print(f"\n{head}{table}\n\nwritten to {settings.out}, with table.md and settings.json")

@@ -40,7 +40,9 @@ def test_drawn_people_give_sheet_maps_and_table(tmp_path: Path) -> None:
     colours = {colour for _, colour in maps.getcolors(maps.width * maps.height)}
     assert COLOURS[0] in colours, "a semantic map shows its background"
     rows = [line for line in (out / "table.md").read_text("utf-8").splitlines() if line.startswith("| ")]
-    assert [row.split("|")[1].strip() for row in rows[1:]] == ["one concept"] * 2 + ["two concepts"] * 3
+    assert [row.split("|")[1].strip() for row in rows[1:6]] == ["one concept"] * 2 + ["two concepts"] * 3
+    assert rows[6].startswith("| small face of")
+    assert (out / "diir.png").exists()
     assert json.loads((out / "settings.json").read_text("utf-8"))["steps"] == 3
 
 

@@ -11,7 +11,8 @@ from likeness.core.errors import LikenessError
 
 SYSTEMS = {
     "magicface": ("demo", "benchmark"), "persona": ("demo", "train", "play", "prove", "benchmark"),
-    "miniature": ("train", "report"), "dev": ("workflows", "thumbnails"),
+    "diir": ("demo", "prove", "benchmark"), "miniature": ("train", "report"),
+    "dev": ("workflows", "locales", "thumbnails"),
 }  # fmt: skip
 
 

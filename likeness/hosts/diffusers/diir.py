@@ -127,6 +127,8 @@ def repair_faces(
         progress: told after every step of a chunk; may raise to stop.
     """
     request = request or DiirRequest()
+    if request.start == request.steps:  # a strength of nothing
+        repairs = ()
     places = [_place(one, request, pipeline.side) for one in repairs]
     model = _Run(pipeline, repairs, request, seed, progress)
     return repair(pictures, places, model, pipeline.side, rows)

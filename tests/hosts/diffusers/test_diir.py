@@ -162,6 +162,8 @@ def test_a_persona_speaks_in_the_crop(pipeline: Pipeline, picture: Tensor) -> No
 def test_nothing_to_repair_and_the_gate(pipeline: Pipeline, picture: Tensor) -> None:
     made = repair_faces(pipeline, [picture], [], SHORT)
     assert made.pictures[0] is picture
+    for nothing in (replace(SHORT, strength=0), DiirRequest(steps=1, mode="fast", fast_strength=0.5)):
+        assert repair_faces(pipeline, [picture], [Repair(0, LEFT)], nothing).pictures[0] is picture
     large = Face((0.0, 0.0, 90.0, 120.0), 1.0)
     assert small_faces([LEFT, large], SHORT) == [LEFT]
     assert small_faces([LEFT, large], replace(SHORT, max_face_px=0)) == [LEFT, large]
