@@ -47,10 +47,7 @@ def check_mask(
     Raises:
         LikenessError: it is not one plane, holds NaN, or is empty.
     """
-    if mask.ndim != 2 or 0 in mask.shape:
-        raise bad_input(f"{name}: {kind}", f"shape {tuple(mask.shape)}", "one plane, height x width", "Give one mask.")
-    if not bool(torch.isfinite(mask).all()):
-        raise bad_input(f"{name}: {kind}", "NaN or infinite values", "values in [0, 1]", "Check how the mask is made.")
+    check_plane(mask, f"{name}: {kind}")
     if not bool((mask > 0).any()):
         raise bad_input(
             f"{name}: {kind}",
@@ -59,6 +56,25 @@ def check_mask(
             f"Paint or segment the concept, invert the mask, or disconnect it {without}.",
         )
     return mask
+
+
+def check_plane(mask: torch.Tensor, source: str) -> torch.Tensor:
+    """Return ``mask`` if it is one plane ``h w`` of numbers; it may be empty.
+
+    Raises:
+        LikenessError: it is not one plane, or holds NaN.
+    """
+    if mask.ndim != 2 or 0 in mask.shape:
+        raise bad_input(source, f"shape {tuple(mask.shape)}", "one plane, height x width", "Give one mask.")
+    if not bool(torch.isfinite(mask).all()):
+        raise bad_input(source, "NaN or infinite values", "values in [0, 1]", "Check how the mask is made.")
+    return mask
+
+
+def area_to_grid(mask: torch.Tensor, grid: Grid) -> torch.Tensor:
+    """The share of each cell of ``grid`` that a mask covers: ``H W`` in [0, 1], of any size -> ``h w``."""
+    plane = mask.float().clamp(0, 1)[None, None]
+    return F.adaptive_avg_pool2d(_at_least(plane, grid), grid)[0, 0]
 
 
 def mask_to_grid(mask: torch.Tensor, grid: Grid) -> torch.Tensor:
@@ -71,8 +87,7 @@ def mask_to_grid(mask: torch.Tensor, grid: Grid) -> torch.Tensor:
         mask: ``H W`` in [0, 1], of any size; it frames the same picture as the grid.
         grid: height and width of the result.
     """
-    plane = mask.float().clamp(0, 1)[None, None]
-    covered = F.adaptive_avg_pool2d(_at_least(plane, grid), grid)[0, 0]
+    covered = area_to_grid(mask, grid)
     kept = covered >= 0.5
     if bool(kept.any()) or not bool((covered > 0).any()):
         return kept

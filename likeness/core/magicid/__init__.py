@@ -1,0 +1,1 @@
+"""MagicID: identities encoded from faces, and mask-guided multi-identity cross-attention (MGMICA)."""
