@@ -20,12 +20,12 @@ from lab.evaluation.magicface import WEIGHT
 from lab.people import draw_person
 from likeness.core.diir.fusion import mask_to_latent
 from likeness.core.diir.geometry import cut
-from likeness.core.diir.paste import ellipse_mask, feathered
+from likeness.core.diir.paste import feathered
 from likeness.core.diir.request import DiirRequest
 from likeness.core.magicface.cache import ReferenceCache
 from likeness.faces.interface import Face
 from likeness.hosts.diffusers.common import transformer_blocks
-from likeness.hosts.diffusers.diir import FaceTarget, Repair, crop_of, repair_faces, target_of
+from likeness.hosts.diffusers.diir import FaceTarget, Repair, crop_of, head_in_crop, repair_faces, target_of
 from likeness.hosts.diffusers.miniature import miniature
 from likeness.hosts.diffusers.pipeline import Pipeline
 
@@ -164,7 +164,7 @@ def inpaint(pipeline: Pipeline, picture: Tensor, request: DiirRequest) -> Tensor
     """A crop redrawn as any inpainting workflow does it: noise, DDIM, and the mask after every step."""
     scheduler = pipeline.scheduler(request.steps)
     clean = pipeline.encode(cut(picture, crop_of(HEAD, request), pipeline.side)[None])
-    mask = feathered(ellipse_mask(pipeline.side), request.feather)
+    mask = feathered(head_in_crop(HEAD, request, pipeline.side), request.feather)
     mask = mask_to_latent(mask[None].to(clean.device), tuple(clean.shape[-2:]))
     noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(0)).to(clean.device)
     levels = scheduler.timesteps[request.start :]

@@ -15,14 +15,14 @@ from lab.evaluation.drawn import attributes_seen
 from lab.evaluation.magicface import WEIGHT
 from lab.people import Person, reference_person
 from likeness.core.diir.geometry import cut
-from likeness.core.diir.paste import Patch, ellipse_mask, feathered, paste
+from likeness.core.diir.paste import Patch, feathered, paste
 from likeness.core.diir.request import DiirRequest
 from likeness.core.magicface.request import MagicFaceRequest
 from likeness.drawing.sheets import to_picture
 from likeness.faces.find import find_faces
 from likeness.faces.geometry import intersection_over_union, tilt, turned_box
 from likeness.faces.interface import Face, embed_faces, largest_face
-from likeness.hosts.diffusers.diir import PROMPT, FaceTarget, Repair, crop_of, repair_faces, target_of
+from likeness.hosts.diffusers.diir import PROMPT, FaceTarget, Repair, crop_of, head_in_crop, repair_faces, target_of
 from likeness.hosts.diffusers.pipeline import Pipeline
 from likeness.miniature.faces import miniature_models
 from likeness.miniature.world import Picture, sample_identity, sample_picture
@@ -155,10 +155,10 @@ def repaired(lab: Lab, draft: Draft, request: DiirRequest | None, target: FaceTa
     if request is not None:
         made = repair_faces(lab.pipeline, [draft.image], [Repair(0, draft.face, target)], request)
         return made.pictures[0], made.changed[0], made.after[0]
-    side, crop = lab.pipeline.side, crop_of(draft.face, DiirRequest())
+    request = DiirRequest()
+    side, crop = lab.pipeline.side, crop_of(draft.face, request)
     after = lab.pipeline.decode(lab.pipeline.encode(cut(draft.image, crop, side)[None]))[0]
-    width, height = draft.face.size
-    mask = feathered(ellipse_mask(side, aspect=width / height))
+    mask = feathered(head_in_crop(draft.face, request, side), request.feather)
     return *paste(draft.image, [Patch(crop, after, mask)]), after
 
 

@@ -3,19 +3,41 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..core.diir.paste import ELLIPSE
+from ..core.diir.geometry import Crop
 from . import geometry
 from .interface import NOT_HEAD, PARTS, Face, FaceParser
 
+#: Of a face's box: width of the head; up and down from its middle, in half heights.
+ELLIPSE = (1.45, 1.35, 1.08)
 #: What the crop of a parser holds beyond the face's box, as a share of its longer side.
 MARGIN = 0.6
 #: A parsed head is looked for in the ellipse grown by this factor, and taken if it is of a likely size beside it.
 REACH, LIKELY = 1.3, (0.35, 2.2)
+
+
+def in_crop(face: Face, crop: Crop, size: int) -> Face:
+    """A face in pixels of its crop, whose side is ``size``."""
+
+    def moved(points: Tensor | None) -> Tensor | None:
+        return None if points is None else crop.from_picture(points.float().cpu()) * size
+
+    (x, y), zoom = moved(torch.tensor(face.centre)).tolist(), size / crop.side
+    width, height = (edge * zoom for edge in face.size)
+    box = (x - width / 2, y - height / 2, x + width / 2, y + height / 2)
+    return replace(
+        face,
+        box=box,
+        extent=None,
+        turned=face.turned - math.degrees(crop.angle),
+        landmarks=moved(face.landmarks),
+        dense=moved(face.dense),
+    )
 
 
 def head_mask(image: Tensor, face: Face, parser: FaceParser | None = None) -> Tensor:
@@ -38,7 +60,7 @@ def _upright(face: Face, height: int, width: int) -> Tensor:
 
 
 def head_ellipse(face: Face, height: int, width: int, grow: float = 1.0) -> Tensor:
-    """The head by its face's box alone, ``H W`` of 0 and 1: the ellipse that DIIR takes, turned as the face is."""
+    """The head by its face's box alone, ``H W`` of 0 and 1: an ellipse, turned as the face is."""
     wide, up, down = ELLIPSE
     half_width, half_height = (grow * max(side, 1e-6) / 2 for side in face.size)
     x, y = _upright(face, height, width).unbind(dim=-1)

@@ -162,20 +162,20 @@ class FeatureFusion:
         return beside
 
     def _fuse(self, block: Hashable, x: Tensor, faces: Sequence[int | None]) -> Tensor:
-        rows = [row for row, face in enumerate(faces) if face is not None and (block, face) in self._fused]
+        chosen = {row: face for row, face in enumerate(faces) if face is not None and (block, face) in self._fused}
         mask = self._mask(x)
-        if not rows or mask is None:
+        if not chosen or mask is None:
             return x
-        chosen = [faces[row] for row in rows]
-        kept = torch.stack([self._fused[block, face].to(x, non_blocking=True) for face in chosen])
+        kept = torch.stack([self._fused[block, face].to(x, non_blocking=True) for face in chosen.values()])
         if kept.shape[1:] != x.shape[1:]:
             return x
-        fused = fuse_tokens(x[rows], kept, mask[chosen])
-        if len(rows) == x.shape[0]:
+        # rows are picked one by one: a list of numbers as index is copied to the device, which waits for it
+        own = x if len(chosen) == len(x) else torch.stack([x[row] for row in chosen])
+        fused = fuse_tokens(own, kept, torch.stack([mask[face] for face in chosen.values()]))
+        if len(chosen) == len(x):
             return fused
-        out = x.clone()
-        out[rows] = fused
-        return out
+        by_row = dict(zip(chosen, fused, strict=True))
+        return torch.stack([by_row.get(row, x[row]) for row in range(len(x))])
 
     def _mask(self, x: Tensor) -> Tensor | None:
         tokens = x.shape[1]

@@ -10,29 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .geometry import HEAD_AT, Crop, put_back
+from .geometry import Crop, put_back
 
-ELLIPSE = (1.45, 1.35, 1.08)  # of a face's box: width of the head; up and down from its middle, in half heights
 LEAST_SEEN = 1 / 512  # of a mask: half a step of an 8-bit picture; below, the picture stays as it is
 HULL_GROWN = 0.35  # share of a landmark hull's size by which it grows to hold forehead, ears and hair
-
-
-def ellipse_mask(size: int, frame: float = 1.8, aspect: float = 0.8) -> Tensor:
-    """The head's place in a crop when nothing finer is known, ``S S``, 0 or 1.
-
-    An ellipse round the face's box: 1.45 times as wide, 1.35 times as far up and 1.08 times as far down.
-
-    Args:
-        size: side of the crop.
-        frame: side of the crop in heights of the face's box.
-        aspect: width to height of the box.
-    """
-    wide, up, down = ELLIPSE
-    ramp = (torch.arange(size, dtype=torch.float64) + 0.5) / size
-    y, x = torch.meshgrid(ramp - HEAD_AT[1], ramp - HEAD_AT[0], indexing="ij")
-    half = 0.5 / frame
-    tall = torch.where(y < 0, up * half, down * half)
-    return ((x / (wide * aspect * half)).square() + (y / tall).square() <= 1).float()
 
 
 def hull_mask(points: Tensor, size: int, grow: float = HULL_GROWN) -> Tensor:

@@ -15,7 +15,7 @@ from ...core.diir.features import FeatureCache, FeatureFusion
 from ...core.diir.gate import longer_side
 from ...core.diir.geometry import Crop, face_crop
 from ...core.diir.inversion import Denoise, Progress, Trajectory, invert, noised
-from ...core.diir.paste import ellipse_mask, feathered
+from ...core.diir.paste import feathered
 from ...core.diir.repair import Place, Repaired, repair
 from ...core.diir.request import DiirRequest
 from ...core.diir.restore import restore
@@ -23,6 +23,7 @@ from ...core.magicface.cache import ReferenceCache
 from ...core.magicface.request import MagicFaceRequest
 from ...core.schedule import schedule_sigmas
 from ...faces.interface import Face
+from ...faces.masks import head_ellipse, in_crop
 from .common import transformer_blocks
 from .pipeline import Personas, Pipeline
 from .sampling import Denoiser, Rows, Session, Text
@@ -101,6 +102,11 @@ def crop_of(face: Face, request: DiirRequest) -> Crop:
     return face_crop(face.box, math.radians(face.tilt), request.frame, request.upright, face.extent)
 
 
+def head_in_crop(face: Face, request: DiirRequest, side: int) -> Tensor:
+    """The head of a face by its box alone, in its crop: ``side side``, 0 or 1."""
+    return head_ellipse(in_crop(face, crop_of(face, request), side), side, side)
+
+
 def small_faces(faces: Sequence[Face], request: DiirRequest) -> list[Face]:
     """The faces that pass the gate: smaller than ``max_face_px``."""
     return [f for f in faces if not request.max_face_px or longer_side(f.box) < request.max_face_px]
@@ -135,9 +141,8 @@ def repair_faces(
 
 
 def _place(one: Repair, request: DiirRequest, side: int) -> Place:
-    width, height = one.face.size
-    mask = one.mask if one.mask is not None else ellipse_mask(side, request.frame, width / max(height, 1e-6))
-    return Place(one.picture, crop_of(one.face, request), feathered(mask, request.feather))
+    hard = one.mask if one.mask is not None else head_in_crop(one.face, request, side)
+    return Place(one.picture, crop_of(one.face, request), feathered(hard, request.feather))
 
 
 class _Run:

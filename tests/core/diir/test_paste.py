@@ -11,8 +11,10 @@ from torch import Tensor
 
 from likeness.core.diir.gate import Gate
 from likeness.core.diir.geometry import Crop, cut, eye_tilt, face_crop, put_back
-from likeness.core.diir.paste import Patch, ellipse_mask, feathered, hull_mask, paste
+from likeness.core.diir.paste import Patch, feathered, hull_mask, paste
 from likeness.core.diir.repair import Place, repair
+from likeness.faces.interface import Face
+from likeness.faces.masks import head_ellipse
 
 BOXES = {
     "middle": (40.0, 30.0, 64.0, 60.0),
@@ -47,7 +49,14 @@ def picture(channels: int = 3, height: int = 96, width: int = 112, seed: int = 0
 
 
 def head(size: int = 64) -> Tensor:
-    return feathered(ellipse_mask(size))
+    return feathered(ellipse(size))
+
+
+def ellipse(size: int) -> Tensor:
+    """Round a face in the middle of its crop, 0.8 times as wide as it is high."""
+    half, middle = 0.5 / 1.8 * size, 0.46 * size
+    box = (size / 2 - 0.8 * half, middle - half, size / 2 + 0.8 * half, middle + half)
+    return head_ellipse(Face(box, 1.0), size, size)
 
 
 @pytest.mark.parametrize("tilt", TILTS)
@@ -187,8 +196,8 @@ def test_small_tilts_are_left_and_landmarks_may_be_missing() -> None:
 
 
 def test_masks() -> None:
-    ellipse = ellipse_mask(128)
-    rows, columns = ellipse.sum(1).nonzero().flatten(), ellipse.sum(0).nonzero().flatten()
+    hard = ellipse(128)
+    rows, columns = hard.sum(1).nonzero().flatten(), hard.sum(0).nonzero().flatten()
     half = 0.5 / 1.8 * 128
     assert abs((0.46 * 128 - int(rows[0])) - 1.35 * half) < 1.5
     assert abs((int(rows[-1]) - 0.46 * 128) - 1.08 * half) < 1.5
@@ -200,11 +209,11 @@ def test_masks() -> None:
     above, below = 0.4 * 64 - int(grown[0, 0]), int(grown[-1, 0]) - 0.6 * 64
     assert above > below + 2, "it grows further up, for the hair"
     assert float(feathered(torch.zeros(32, 32)).max()) == 0
-    soft = feathered(ellipse)
+    soft = feathered(hard)
     assert float(soft.min()) >= 0 and float(soft.max()) <= 1 and float(soft[0].max()) == 0
-    hard = feathered(ellipse, 0)
-    assert torch.equal(hard[1:-1, 1:-1], ellipse[1:-1, 1:-1])
-    assert torch.equal(feathered(ellipse[None])[0], soft)
+    sharp = feathered(hard, 0)
+    assert torch.equal(sharp[1:-1, 1:-1], hard[1:-1, 1:-1])
+    assert torch.equal(feathered(hard[None])[0], soft)
 
 
 def test_gate() -> None:

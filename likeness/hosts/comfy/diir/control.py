@@ -13,8 +13,8 @@ from ....core.diir.geometry import Crop
 from ....core.errors import bad_input
 from ....drawing.pose import draw_faces
 from ....faces.interface import Face
+from ....faces.masks import in_crop
 from .choose import NODE
-from .masks import in_crop
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import replace
-
 import torch
 from torch import Tensor
 
@@ -12,27 +9,8 @@ from ....core.diir.geometry import Crop, cut
 from ....core.diir.paste import feathered, hull_mask
 from ....core.errors import LikenessError
 from ....faces.interface import Face, FaceModels, FaceParser
-from ....faces.masks import head_ellipse, head_mask
+from ....faces.masks import head_ellipse, head_mask, in_crop
 from .settings import AUTO, ELLIPSE, HULL, PARSING
-
-
-def in_crop(face: Face, crop: Crop, size: int) -> Face:
-    """A face in pixels of its crop, whose side is ``size``."""
-
-    def moved(points: Tensor | None) -> Tensor | None:
-        return None if points is None else crop.from_picture(points.float().cpu()) * size
-
-    (x, y), zoom = moved(torch.tensor(face.centre)).tolist(), size / crop.side
-    width, height = (edge * zoom for edge in face.size)
-    box = (x - width / 2, y - height / 2, x + width / 2, y + height / 2)
-    return replace(
-        face,
-        box=box,
-        extent=None,
-        turned=face.turned - math.degrees(crop.angle),
-        landmarks=moved(face.landmarks),
-        dense=moved(face.dense),
-    )
 
 
 class Heads:
