@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import torch
+from comfy.controlnet import ControlBase
+from comfy.model_patcher import ModelPatcher
+from comfy.sd import CLIP, VAE
 from comfy_api.latest import io
 
 from ..likeness.core.diir.request import CACHES, MODES, STYLES, DiirRequest
 from ..likeness.drawing.pose import OPENPOSE
 from ..likeness.drawing.pose import STYLES as LANDMARK_STYLES
+from ..likeness.faces.interface import Faces
 from ..likeness.hosts.comfy.compat import ADVANCED, schema
 from ..likeness.hosts.comfy.diir import models, repair, settings, table
 from ..likeness.hosts.comfy.diir.people import DEFAULT_PROMPT
 from ..likeness.hosts.comfy.faces.models import CHOICES
+from ..likeness.hosts.comfy.magicface.references import References
+from ..likeness.hosts.comfy.persona.text import Personas
 from .face_nodes import FacesType
 from .magicface_nodes import ReferencesType
 from .persona_nodes import PersonasType
@@ -18,6 +27,8 @@ from .persona_nodes import PersonasType
 CATEGORY = "Likeness/DIIR"
 OptionsType = io.Custom("LIKENESS_DIIR_OPTIONS")
 DEFAULTS = DiirRequest()
+#: the feather is shown in this part of the crop's side
+FEATHER_UNIT = 128
 
 
 class DiirFaceRepair(io.ComfyNode):
@@ -46,9 +57,30 @@ class DiirFaceRepair(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, options: settings.Options | None = None, **inputs: object) -> io.NodeOutput:
+    def execute(
+        cls,
+        image: torch.Tensor,
+        model: ModelPatcher,
+        clip: CLIP,
+        vae: VAE,
+        prompt: str,
+        which: str,
+        max_face_px: int,
+        strength: float,
+        seed: int,
+        references: References | None = None,
+        personas: Personas | None = None,
+        positive: list | None = None,
+        negative: list | None = None,
+        faces: Faces | None = None,
+        options: settings.Options | None = None,
+    ) -> io.NodeOutput:
         options = options or settings.Options()
-        job = repair.Job(**inputs, options=options)
+        job = repair.Job(
+            image, model, clip, vae, prompt, which, max_face_px, strength, seed,
+            references=references, personas=personas, positive=positive, negative=negative, faces=faces,
+            options=options,
+        )  # fmt: skip
         found_here = models.face_models(job.model, options.provider, needed=job.faces is None)
         outcome = repair.repair_faces(job, found_here)
         return io.NodeOutput(outcome.image, outcome.mask, outcome.crops, outcome.report, ui=table.table(outcome))
@@ -130,19 +162,14 @@ def _optional_inputs() -> list[io.Input]:
         io.Conditioning.Input(
             "negative", optional=True, tooltip="Negative prompt; unconnected: an empty one. Cut to the faces likewise."
         ),
-        io.ControlNet.Input(
-            "control_net",
-            optional=True,
-            tooltip="A landmark ControlNet of the model's family: the face keeps its pose. Its picture is drawn "
-            "anew for each crop; landmark_style in DIIR Options must be the kind it was trained on.",
-        ),
         FacesType.Input(
             "faces",
             optional=True,
             tooltip="From Detect Faces, to choose or to wire other detectors. Unconnected: found here.",
         ),
-        io.Mask.Input("where", optional=True, tooltip="Only faces whose middle lies in this mask; any size."),
-        OptionsType.Input("options", optional=True, tooltip="From DIIR Options; unconnected: its defaults."),
+        OptionsType.Input(
+            "options", optional=True, tooltip="From DIIR Options or DIIR Landmark Control; unconnected: the defaults."
+        ),
     ]
 
 
@@ -157,21 +184,75 @@ class DiirOptions(io.ComfyNode):
             category=CATEGORY,
             description="The method's settings for DIIR Face Repair: steps, guidance, style, masks, gates.",
             search_aliases=["face detailer", "face repair"],
-            inputs=[*_method_inputs(), *_gate_inputs(), *_crop_inputs(), *_control_inputs()],
+            inputs=[*_method_inputs(), *_people_inputs(), *_crop_inputs(), _where_input()],
             outputs=[OptionsType.Output("options", "options", tooltip="For DIIR Face Repair.")],
         )
 
     @classmethod
-    def execute(cls, feather, upright, mode, **widgets) -> io.NodeOutput:
-        names = DiirRequest.__dataclass_fields__
+    def execute(
+        cls,
+        mode: str,
+        steps: int,
+        guidance: float,
+        keep_style: str,
+        good_enough: float,
+        strangers: str,
+        people: str,
+        faces_at_once: int,
+        corrections: int = DEFAULTS.corrections,
+        fast_strength: float = DEFAULTS.fast_strength,
+        cache: str = DEFAULTS.cache,
+        provider: str = settings.AUTO,
+        upright: bool = True,
+        frame: float = DEFAULTS.frame,
+        feather: float = DEFAULTS.feather * FEATHER_UNIT,
+        mask: str = settings.AUTO,
+        where: torch.Tensor | None = None,
+    ) -> io.NodeOutput:
         request = DiirRequest(
             mode=mode,
-            feather=feather / 128,
+            steps=steps,
+            guidance=guidance,
+            keep_style=keep_style,
+            corrections=corrections,
+            fast_strength=fast_strength,
+            cache=cache,
             upright=DEFAULTS.upright if upright else 180.0,
-            **{name: value for name, value in widgets.items() if name in names},
+            frame=frame,
+            feather=feather / FEATHER_UNIT,
         )
-        rest = {name: value for name, value in widgets.items() if name not in names}
-        return io.NodeOutput(settings.Options(request=request, **rest))
+        who = {"good_enough": good_enough, "strangers": strangers, "people": people, "where": where}
+        how = {"mask": mask, "provider": provider, "faces_at_once": faces_at_once}
+        return io.NodeOutput(settings.Options(request=request, **who, **how))
+
+
+class DiirLandmarkControl(io.ComfyNode):
+    """A landmark ControlNet that keeps the pose of the repaired faces."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="LikenessDiirLandmarkControl",
+            display_name="DIIR Landmark Control",
+            category=CATEGORY,
+            description="Repaired faces keep their pose and expression by a landmark ControlNet. Its picture is drawn "
+            "anew for the crop of each face.",
+            search_aliases=["face controlnet", "face pose", "expression", "mediapipe face", "openpose face"],
+            inputs=_control_inputs(),
+            outputs=[OptionsType.Output("options_out", "options", tooltip="For DIIR Face Repair.")],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        control_net: ControlBase,
+        landmark_style: str,
+        strength: float,
+        end: float,
+        options: settings.Options | None = None,
+    ) -> io.NodeOutput:
+        control = settings.Control(control_net, landmark_style, strength, end)
+        return io.NodeOutput(replace(options or settings.Options(), control=control))
 
 
 def _method_inputs() -> list[io.Input]:
@@ -224,12 +305,8 @@ def _method_inputs() -> list[io.Input]:
     ]
 
 
-def _gate_inputs() -> list[io.Input]:
+def _people_inputs() -> list[io.Input]:
     return [
-        io.Int.Input("min_face_px", default=8, min=0, max=512, tooltip="Faces smaller than this stay."),
-        io.Int.Input(
-            "count", default=0, min=0, max=100, tooltip="At most so many faces a picture, the largest; 0: all."
-        ),
         io.Float.Input(
             "good_enough",
             default=1.1,
@@ -277,7 +354,7 @@ def _crop_inputs() -> list[io.Input]:
         ),
         io.Float.Input(
             "feather",
-            default=DEFAULTS.feather * 128,
+            default=DEFAULTS.feather * FEATHER_UNIT,
             min=0.0,
             max=32.0,
             step=0.5,
@@ -294,34 +371,32 @@ def _crop_inputs() -> list[io.Input]:
     ]
 
 
+def _where_input() -> io.Input:
+    return io.Mask.Input("where", optional=True, tooltip="Only faces whose middle lies in this mask; any size.")
+
+
 def _control_inputs() -> list[io.Input]:
     return [
+        io.ControlNet.Input("control_net", tooltip="A landmark ControlNet of the model's family."),
         io.Combo.Input(
             "landmark_style",
             options=list(LANDMARK_STYLES),
             default=OPENPOSE,
             tooltip="What control_net was trained on. OpenPose and InstantID need five landmarks, MediaPipe more.",
-            **ADVANCED,
         ),
         io.Float.Input(
-            "control_strength",
-            default=0.8,
-            min=0.0,
-            max=2.0,
-            step=0.05,
-            tooltip="How strongly control_net acts.",
-            **ADVANCED,
+            "strength", default=0.8, min=0.0, max=2.0, step=0.05, tooltip="How strongly control_net acts."
         ),
         io.Float.Input(
-            "control_end",
+            "end",
             default=1.0,
             min=0.0,
             max=1.0,
             step=0.05,
             tooltip="Share of the steps after which control_net is off.",
-            **ADVANCED,
         ),
+        OptionsType.Input("options", optional=True, tooltip="From DIIR Options; unconnected: its defaults."),
     ]
 
 
-NODES = [DiirFaceRepair, DiirOptions]
+NODES = [DiirFaceRepair, DiirOptions, DiirLandmarkControl]

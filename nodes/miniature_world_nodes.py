@@ -72,8 +72,26 @@ class MiniatureSample(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, **inputs: object) -> io.NodeOutput:
-        sample = miniature_world.draw(miniature_world.SampleRequest(**inputs))
+    def execute(
+        cls,
+        identity: int,
+        held_out: bool,
+        shot: str,
+        scene: str,
+        style: str,
+        garment: str,
+        garment_colour: str,
+        accessory: str,
+        accessory_colour: str,
+        expression: str,
+        layout: int = 0,
+        size: int = 256,
+    ) -> io.NodeOutput:
+        request = miniature_world.SampleRequest(
+            identity, held_out, shot, scene, style, garment, garment_colour, accessory, accessory_colour, expression,
+            layout, size,
+        )  # fmt: skip
+        sample = miniature_world.draw(request)
         return io.NodeOutput(sample.image, sample.person, sample.face, sample.accessory, sample.caption)
 
 

@@ -179,7 +179,7 @@ def test_gates_say_why(parts):
     assert reasons(which="1:3, 2:1") == ["not chosen", "not chosen", "repaired"]
     where = torch.zeros(1, 20, 30)
     where[..., 20:] = 1
-    assert reasons(where=where)[0] == "outside the mask"
+    assert reasons(options=Options(request=QUICK, where=where))[0] == "outside the mask"
 
 
 @pytest.mark.parametrize("text", ["x", "0", "3-1", "1:0", "1.5"])

@@ -17,7 +17,7 @@ from support.comfy.magicface import chain, picture
 from support.comfy.persona import chain as personas
 
 from likeness.core.errors import LikenessError
-from likeness.hosts.comfy.diir import crops
+from likeness.hosts.comfy.diir import crops, settings
 from likeness.hosts.comfy.diir.conditioning import recut
 from likeness.hosts.comfy.diir.settings import Options
 from likeness.hosts.comfy.text import encode
@@ -184,8 +184,8 @@ def test_landmarks_are_drawn_anew_for_the_crop(parts):
     image = pictures(2)
     faces = faces_of(image, (face(landmarks=FIVE),), (face(landmarks=FIVE + 3), face(100, 80, 20, 2)))
     plain = repaired(job(parts, image, faces)).image
-    options = Options(request=QUICK, landmark_style="InstantID")
-    outcome = repaired(job(parts, image, faces, control_net=Control(), options=options))
+    options = Options(request=QUICK, control=settings.Control(Control(), "InstantID"))
+    outcome = repaired(job(parts, image, faces, options=options))
     assert not torch.equal(outcome.image, plain) and same_outside(outcome, image)
     assert {tuple(seen.shape) for seen in Control.seen} == {(3, 3, 128, 128)}
     first, second, third = Control.seen[0]
@@ -200,7 +200,7 @@ def test_a_control_net_of_another_family_is_refused(parts):
     control = Control()
     control.control_model = torch.nn.ModuleDict({"attn2": torch.nn.ModuleDict({"to_k": torch.nn.Linear(999, 8)})})
     with pytest.raises(LikenessError, match="999"):
-        repaired(job(parts, control_net=control))
+        repaired(job(parts, options=Options(request=QUICK, control=settings.Control(control))))
 
 
 def test_faces_from_elsewhere_need_no_face_models(parts, monkeypatch):

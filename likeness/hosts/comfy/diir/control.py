@@ -14,7 +14,6 @@ from ....core.errors import bad_input
 from ....drawing.pose import draw_faces
 from ....faces.interface import Face
 from ....faces.masks import in_crop
-from .choose import NODE
 
 
 @dataclass(frozen=True)
@@ -75,7 +74,7 @@ def check_control(control_net: Any, context_width: int) -> None:
     width = next((weight.shape[1] for name, weight in parameters if name.endswith("attn2.to_k.weight")), None)
     if width not in (None, context_width):
         raise bad_input(
-            f"{NODE}: control_net",
+            "DIIR Landmark Control: control_net",
             f"a ControlNet for text of {width} channels",
             f"one for the {context_width} channels this model reads",
             "Load a ControlNet of the model's own family (SD1.x, SD2.x and SDXL differ).",

@@ -30,7 +30,7 @@ from .judge import Judge
 from .masks import Heads
 from .people import Person, people_of, prompt_for
 from .report import REPAIRED, THUMBNAIL, FaceReport, Outcome, side_by_side
-from .settings import LEAVE, Options
+from .settings import LEAVE, MIN_FACE_PX, Control, Options
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,6 @@ class Job:
 
     Attributes:
         image: IMAGE ``P H W C``. positive, negative: CONDITIONING, or None for the prompt and for nothing.
-        where: MASK or None.
     """
 
     image: Tensor
@@ -56,8 +55,6 @@ class Job:
     faces: Faces | None = None
     references: References | None = None
     personas: Personas | None = None
-    control_net: Any = None
-    where: Tensor | None = None
     options: Options = field(default_factory=Options)
 
     @property
@@ -101,8 +98,8 @@ def repair_faces(job: Job, models: FaceModels | None) -> Outcome:
     """
     width = check_model(job.model)
     check_text(job.clip, width)
-    if job.control_net is not None:
-        check_control(job.control_net, width)
+    if job.options.control is not None:
+        check_control(job.options.control.net, width)
     pictures = read_pictures(job.image)
     judge = Judge(models)
     people, notes = people_of(job.references, job.personas, judge)
@@ -114,7 +111,7 @@ def repair_faces(job: Job, models: FaceModels | None) -> Outcome:
     if not todo or job.request.start == job.request.steps:
         return _untouched(job, pictures, entries, people, notes)
     notes += _locate(job, pictures, todo, models)
-    if job.control_net is not None and any(e.face.dense is None and e.face.landmarks is None for e in todo):
+    if job.options.control is not None and any(e.face.dense is None and e.face.landmarks is None for e in todo):
         notes.append("some faces have no landmarks: control_net does not act there")
     todo.sort(key=lambda entry: (entry.who.person is None, entry.who.person, entry.prompt))  # chunks of one person
     host = _host(job, todo, people)
@@ -144,7 +141,7 @@ def _found(job: Job, pictures: list[Tensor], models: FaceModels | None) -> Faces
 def _entries(job: Job, pictures: list[Tensor], found: Faces, people: tuple[Person, ...], judge: Judge) -> list[Entry]:
     """Every face with its person, and why it is left alone if it is."""
     entries: list[Entry] = []
-    gate = Gate(job.max_face_px, job.options.min_face_px, job.options.count)
+    gate = Gate(job.max_face_px, MIN_FACE_PX)
     for i, (picture, faces) in enumerate(zip(pictures, found.pictures, strict=True)):
         if not bool(torch.isfinite(picture).all()):
             entries += [Entry(i, face, "the picture holds NaN or infinite values", _NOBODY) for face in faces]
@@ -192,9 +189,9 @@ def _stays(entry: Entry, job: Job, known: bool) -> str | None:
 
 def _where(job: Job, picture: int, size: tuple[int, int]) -> Tensor | None:
     """The mask of where to look, at the picture's size, ``H W``."""
-    if job.where is None:
+    if job.options.where is None:
         return None
-    masks = images.mask_to_torch(job.where, source=f"{NODE}: where")
+    masks = images.mask_to_torch(job.options.where, source="DIIR Options: where")
     return images.resize(masks[min(picture, len(masks) - 1)][None], size, "bilinear")[0, 0].cpu()
 
 
@@ -233,18 +230,17 @@ def _host(job: Job, todo: list[Entry], people: tuple[Person, ...]) -> HostModel:
         (text.encode(job.clip, "").conditioning, False) if job.negative is None else (job.negative, True),
         [job.seed + 1000 * entry.picture + entry.face.number - 1 for entry in todo],
         tuple(job.image.shape[1:3]),
-        None if job.control_net is None else _control(job, todo),
+        None if job.options.control is None else _control(job, job.options.control, todo),
     )
 
 
-def _control(job: Job, todo: list[Entry]) -> LandmarkControl:
-    options = job.options
+def _control(job: Job, control: Control, todo: list[Entry]) -> LandmarkControl:
     return LandmarkControl(
-        job.control_net,
+        control.net,
         job.vae,
-        options.landmark_style,
-        options.control_strength,
-        options.control_end,
+        control.style,
+        control.strength,
+        control.end,
         [entry.face for entry in todo],
         [entry.place.crop for entry in todo],
         native_side(job.model),
