@@ -1,0 +1,102 @@
+"""The virtual GPU: it computes what the CPU computes, refuses what CUDA refuses, and counts what waits."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from lab.virtual_gpu import DEVICE, move, on_cpu, virtual_gpu
+
+
+def test_it_computes_what_the_cpu_computes_and_counts_launches():
+    x = torch.randn(2, 4, 8)
+    layer = torch.nn.Linear(8, 8)
+    wanted = F.softmax(layer(x), dim=-1).transpose(1, 2)[:, 1:]
+    with virtual_gpu() as log, torch.no_grad():
+        there = move(layer)(x.to(DEVICE))
+        log.clear()
+        made = F.softmax(there, dim=-1).transpose(1, 2)[:, 1:]
+        assert log.operations == {"aten._softmax.default": 1}, "views are no launches"
+        assert made.device == DEVICE and made.is_cuda
+        torch.testing.assert_close(on_cpu(made), wanted)
+        assert log.syncs == 0
+        torch.testing.assert_close(made.cpu(), wanted)
+        assert log.syncs == 1
+
+
+@pytest.mark.parametrize(
+    "mix",
+    [
+        lambda x: x + torch.ones(3),
+        lambda x: torch.cat([x, torch.ones(3)]),
+        lambda x: torch.ones(3)[x.long()],
+        lambda x: x.index_select(0, torch.tensor([0])),
+        lambda x: F.scaled_dot_product_attention(*[x.view(1, 1, 3, 1)] * 2, torch.ones(1, 1, 3, 1)),
+    ],
+)
+def test_mixing_devices_raises(mix):
+    with virtual_gpu():
+        x = torch.zeros(3, device=DEVICE)
+        with pytest.raises(RuntimeError, match="virtual device"):
+            mix(x)
+        x + torch.tensor(1.0)  # a CPU scalar may
+
+
+def fill_by_mask(x):
+    x[x > 0] = 0.0
+
+
+@pytest.mark.parametrize(
+    "work, kinds",
+    [
+        (lambda x: x.sum().item(), ["read"]),
+        (lambda x: bool((x > 0).any()), ["read"]),
+        (lambda x: x.tolist(), ["read"]),
+        (lambda x: (x > 0).nonzero(), ["read"]),
+        (lambda x: x[x > 0], ["read"]),
+        (fill_by_mask, []),
+        (lambda x: x.unique(), ["read"]),
+        (lambda x: torch.equal(x, x), ["read"]),
+        (lambda x: x[[0, 2]], ["upload"]),
+        (lambda x: x[torch.tensor([0, 2])], ["upload"]),
+        (lambda x: torch.tensor([1.0], device=DEVICE), ["upload"]),
+        (lambda x: x.new_tensor([1.0]), ["upload"]),
+        (lambda x: torch.ones(3).to(DEVICE), ["upload"]),
+        (lambda x: torch.ones(3).to(DEVICE, non_blocking=True), []),
+        (lambda x: torch.empty(3).copy_(x), ["download"]),
+        (lambda x: x[0:2].clone(), []),
+        (lambda x: torch.arange(3, device=DEVICE), []),
+        (lambda x: x[torch.arange(2, device=DEVICE)], []),
+    ],
+)
+def test_what_the_cpu_waits_for(work, kinds):
+    with virtual_gpu() as log:
+        x = torch.randn(3).to(DEVICE)
+        log.clear()
+        work(x)
+        assert [event.kind for event in log.waits] == kinds
+        assert all(__file__ in event.frames[0] for event in log.waits)
+        with log.paused():
+            work(x)
+        assert log.syncs == len(kinds)
+
+
+def test_attention_counts_once_with_its_flops():
+    q, k = torch.randn(1, 2, 5, 8), torch.randn(1, 2, 7, 8)
+    wanted = F.scaled_dot_product_attention(q, k, k)
+    with virtual_gpu() as log, torch.no_grad():
+        q, k = q.to(DEVICE), k.to(DEVICE)
+        log.clear()
+        made = F.scaled_dot_product_attention(q, k, k)
+        assert log.launches == 1 and log.attention[0].k == (1, 2, 7, 8) and not log.attention[0].masked
+        assert log.flops == 2 * 2 * (2 * 5 * 7 * 8)
+        torch.testing.assert_close(on_cpu(made), wanted)
+
+
+def test_changes_in_place_stay_on_the_device():
+    with virtual_gpu() as log:
+        x = torch.zeros(3, device=DEVICE)
+        x[1:] += 1
+        assert isinstance(x.add_(1), type(x)) and log.syncs == 0
+        assert x.tolist() == [1, 2, 2]
