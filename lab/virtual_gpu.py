@@ -229,12 +229,15 @@ def _dispatch(func: Any, args: tuple, kwargs: dict[str, Any], log: Log) -> Any:
         return _copy(func, args, kwargs, log)
     if not any(isinstance(x, VirtualTensor) for x in leaves) and not _is_virtual(kwargs.get("device")):
         return func(*args, **kwargs)
-    _check_devices(func, args, leaves, log)
+    plain_args, plain = tree_map(on_cpu, (args, kwargs))
+    if plain.get("device") is not None:  # a new tensor, of which another may tell the shape
+        plain["device"] = torch.device("cpu")
+        if not _is_virtual(kwargs["device"]):
+            return func(*plain_args, **plain)
+    else:
+        _check_devices(func, args, leaves, log)
     if func in _WAITING:
         log.note("read", func)
-    plain_args, plain = tree_map(on_cpu, (args, kwargs))
-    if _is_virtual(plain.get("device")):
-        plain["device"] = torch.device("cpu")
     out = func(*plain_args, **plain)
     if not func.is_view and func.overloadpacket.__name__ not in _NO_KERNEL:
         count = flop_registry.get(func.overloadpacket)

@@ -100,3 +100,11 @@ def test_changes_in_place_stay_on_the_device():
         x[1:] += 1
         assert isinstance(x.add_(1), type(x)) and log.syncs == 0
         assert x.tolist() == [1, 2, 2]
+
+
+def test_new_tensors_of_another_ones_shape():
+    with virtual_gpu() as log:
+        there = torch.ones_like(torch.zeros(3), device=DEVICE)
+        here = torch.zeros_like(there, device="cpu")
+        assert (there.device, here.device) == (DEVICE, torch.device("cpu"))
+        assert log.operations == {"aten.ones_like.default": 1} and log.syncs == 0
