@@ -82,6 +82,27 @@ def test_other_modes_find_the_person_too(miniature, drafts, more):
     assert row["similarity_after"] is not None
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_finds_the_person_as_well(drafts, miniature, dtype):
+    """Weights and calls in half precision: what comes out is the face of float32, as alike to the person."""
+    quick = Options(request=DiirRequest(steps=10))
+    full = repaired(miniature, drafts[:1], references=person(8), options=quick)
+    model, clip, vae = models.load()
+    model.model.diffusion_model.to(dtype)
+    model.model.diffusion_model.dtype = dtype
+    seen = set()
+    model.set_model_attn1_patch(lambda q, k, v, extra: (seen.add(q.dtype), (q, k, v))[1])
+    half = repaired((model, clip, vae), drafts[:1], references=person(8), options=quick)
+    assert seen == {dtype} and half.image.dtype == torch.float32
+    outside = (half.mask == 0)[..., None].expand_as(half.image)
+    assert torch.equal(half.image[outside], drafts[:1][outside])
+    difference = float((half.image - full.image).abs()[half.mask > 0.5].mean())
+    similarities = [json.loads(one.report)["faces"][0]["similarity_after"] for one in (full, half)]
+    print(dtype, difference, similarities)
+    assert 0 < difference < 0.03
+    assert abs(similarities[0] - similarities[1]) < 0.1
+
+
 def test_large_faces_stay(miniature):
     drawn = sample.draw(sample.SampleRequest(identity=8, **PERSON))
     outcome = repaired(miniature, drawn.image, references=person(8))

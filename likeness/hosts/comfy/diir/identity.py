@@ -63,5 +63,6 @@ def _with_references(
     cache = chain.cache(ApplyOptions.cache_device_mb, ApplyOptions.cache_host_mb)
     request = MagicFaceRequest(prepared, alpha=1.0, noise_seed=seed, cache=cache)
     blocks = read_unet(model, f"{NODE}: model")
-    patch = MagicFacePatch(request, positive[0][0], blocks, MagicFaceRecord(enabled=False), chain.weights_key)
+    contexts = tuple(entry[0] for entry in positive)
+    patch = MagicFacePatch(request, contexts, blocks, MagicFaceRecord(enabled=False), chain.weights_key)
     return install(model, patch)
