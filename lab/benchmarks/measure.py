@@ -1,4 +1,4 @@
-"""Time and memory of a piece of work, on the CPU or on CUDA."""
+"""Time and memory of a piece of work, on the CPU or on CUDA; and what it asks of a GPU, whatever the machine."""
 
 from __future__ import annotations
 
@@ -8,9 +8,12 @@ import platform
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import psutil
 import torch
+
+from lab.virtual_gpu import DEVICE, move, virtual_gpu
 
 MIB = 1024 * 1024
 INTERVAL = 0.005  # seconds between two looks at the process's memory; no system tells a block's peak afterwards
@@ -96,6 +99,42 @@ def measure(work: Callable[[], object], device: torch.device) -> Meter:
     with Meter(device) as meter:
         work()
     return meter
+
+
+@dataclass(frozen=True)
+class Demand:
+    """What a piece of work asks of a GPU: kernel launches, times the CPU waits for it, floating-point operations."""
+
+    launches: int
+    syncs: int
+    flops: int
+
+    #: Heads of a table's columns, see :meth:`columns`.
+    HEADS = "launches, x vanilla | waits | FLOPs, x vanilla"
+
+    def columns(self, vanilla: Demand) -> str:
+        """The columns of a table: beside vanilla's, and the waits that vanilla has not."""
+        launches, flops = self.launches / vanilla.launches, self.flops / vanilla.flops
+        return f"{launches:.2f} | {self.syncs - vanilla.syncs} | {flops:.3f}"
+
+
+def demand(make: Callable[[torch.device], Callable[[], object]]) -> Demand:
+    """What work asks of a GPU, counted on a virtual one (:mod:`lab.virtual_gpu`): the same on every machine.
+
+    Args:
+        make: builds the work for a device, see :func:`place`. The work is done twice and its second time counts.
+    """
+    with virtual_gpu() as log, torch.no_grad():
+        work = make(DEVICE)
+        work()
+        log.clear()
+        work()
+        return Demand(log.launches, log.syncs, log.flops)
+
+
+def place(module: torch.nn.Module, device: torch.device) -> torch.nn.Module:
+    """``module.to(device)``, of which the virtual device is not capable."""
+    return move(module) if device == DEVICE else module.to(device)
 
 
 def now(device: torch.device) -> float:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lab.benchmarks import magicface, persona
-from lab.benchmarks.measure import Meter, device_name, measure
+from lab.benchmarks.measure import Demand, Meter, demand, device_name, measure, place
 
 CPU = torch.device("cpu")
 
@@ -51,3 +51,13 @@ def test_persona_benchmark_prints_steps_and_their_limits(caplog: pytest.LogCaptu
     with caplog.at_level("INFO", logger="likeness"):
         assert persona.main(["--shape", "miniature", "--rounds", "1", "--batch", "1"]) == 0
     assert "training step, batch 1" in caplog.text and "with a persona" in caplog.text
+
+
+def test_what_work_asks_of_a_gpu() -> None:
+    def make(device: torch.device):
+        layer, x = place(torch.nn.Linear(4, 8), device), torch.ones(2, 4).to(device)
+        return lambda: layer(x).relu().sum().item()
+
+    asked = demand(make)
+    assert asked == Demand(launches=3, syncs=1, flops=2 * 2 * 4 * 8)
+    assert Demand(6, 3, 256).columns(asked) == "2.00 | 2 | 2.000"
