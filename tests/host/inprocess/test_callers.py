@@ -17,6 +17,9 @@ import pytest
 import torch
 from support.comfy import tiny
 from support.comfy.magicface import PROMPT, apply, box, chain
+from support.comfy.magicid import halves, people
+
+from likeness.hosts.comfy.magicid import apply as magicid
 
 CLOSE = {"rtol": 1e-3, "atol": 1e-3}
 SIZE = (16, 16)
@@ -41,7 +44,16 @@ def magicface(**options: Any) -> Callable[[Any, float], tuple[Any, list]]:
     return patch
 
 
-TREATMENTS = [Treatment("rsa", magicface(alpha=1.0)), Treatment("rba", magicface(alpha=0.0))]
+def identities(parts: Any, strength: float) -> tuple[Any, list]:
+    model = magicid.apply(parts.model, people(parts.model, 1.0, 1.0), halves(), strength)
+    return model, plain_prompt(parts)
+
+
+TREATMENTS = [
+    Treatment("magicid", identities),
+    Treatment("rsa", magicface(alpha=1.0)),
+    Treatment("rba", magicface(alpha=0.0)),
+]
 
 
 # -- callers ---------------------------------------------------------------------------------------------------------

@@ -1,0 +1,1 @@
+"""MagicID inside ComfyUI."""
