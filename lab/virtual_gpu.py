@@ -148,6 +148,15 @@ class Log:
             self.operations[str(operation)] += 1
             self.flops += flops
 
+    def attend(self, q: Any, k: Any, v: Any, mask: Any = None) -> list[tuple[int, ...]]:
+        """Count an attention call; returns the shapes of q, k and v."""
+        if not all(isinstance(x, VirtualTensor) for x in (q, k, v, mask) if x is not None):
+            raise _mixed("attention", "a CPU tensor")
+        shapes = [tuple(x.shape) for x in (q, k, v)]
+        if not self._paused:
+            self.attention.append(Attention(*shapes, mask is not None, q.dtype))
+        return shapes
+
     def note(self, kind: str, operation: Any, blocking: bool = True) -> None:
         """Count an event."""
         if not self._paused:
@@ -225,6 +234,8 @@ def _dispatch(func: Any, args: tuple, kwargs: dict[str, Any], log: Log) -> Any:
     if func is aten._to_copy.default:
         return _to_copy(func, args[0], kwargs, log)
     leaves = tree_leaves((args, kwargs))
+    if func is aten._scaled_dot_product_flash_attention.default:
+        return _flash(args, log)
     if func is aten.copy_.default:
         return _copy(func, args, kwargs, log)
     if not any(isinstance(x, VirtualTensor) for x in leaves) and not _is_virtual(kwargs.get("device")):
@@ -279,6 +290,15 @@ def _copy(func: Any, args: tuple, kwargs: dict[str, Any], log: Log) -> torch.Ten
         log.launch(func)
     func(on_cpu(target), on_cpu(source))
     return target
+
+
+def _flash(args: tuple, log: Log) -> tuple:
+    """CUDA's kernel that tells the sum of its softmax, by the CPU's."""
+    shapes = log.attend(*args[:3])
+    out, mass = aten._scaled_dot_product_flash_attention_for_cpu(*(on_cpu(x) for x in args[:3]))
+    log.launch("attention", sdpa_flop_count(*shapes))
+    nothing = torch.empty(0)
+    return (VirtualTensor(out), VirtualTensor(mass), nothing, nothing, shapes[0][2], shapes[1][2], *[nothing] * 3)
 
 
 def _check_devices(func: Any, args: tuple, leaves: list[Any], log: Log) -> None:
@@ -360,13 +380,7 @@ class _Functions(TorchFunctionMode):
         return self._upload(index, func) if index.dim() > 0 else int(index)
 
     def _attend(self, q: Any, k: Any, v: Any, attn_mask: Any = None, *args: Any, **kwargs: Any) -> torch.Tensor:
-        given = [q, k, v] if attn_mask is None else [q, k, v, attn_mask]
-        if not all(isinstance(x, VirtualTensor) for x in given):
-            raise _mixed("attention", "a CPU tensor")
-        shapes = [tuple(x.shape) for x in (q, k, v)]
-        if not self.log._paused:
-            self.log.attention.append(Attention(*shapes, attn_mask is not None, q.dtype))
-        self.log.launch("attention", sdpa_flop_count(*shapes))
+        self.log.launch("attention", sdpa_flop_count(*self.log.attend(q, k, v, attn_mask)))
         return VirtualTensor(_sdpa(*(on_cpu(x) for x in (q, k, v, attn_mask)), *args, **kwargs))
 
 

@@ -5,15 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from likeness.core.attention import (
-    attend,
-    attend_split,
-    blend_split,
-    mean_probabilities,
-    merge_heads,
-    propagate,
-    split_heads,
-)
+from likeness.core import attention
+from likeness.core.attention import attend, attend_part, merge_heads, propagate, split_heads
 
 
 def heads_of(x: torch.Tensor, heads: int) -> torch.Tensor:
@@ -51,32 +44,36 @@ def test_attend_without_bias(width, heads):
     assert torch.allclose(attend(q, k, v, heads).double(), naive(q, k, v, heads), atol=1e-5)
 
 
-@pytest.mark.parametrize("lanes", [False, True])
+@pytest.mark.parametrize("kernel", [attention._flash_on_cpu, attention._formed])
 @pytest.mark.parametrize("width, heads", [(32, 8), (40, 1), (36, 2)])
-def test_attend_with_bias(lanes, width, heads):
-    q, k, v = tensors(2, 17, 29, width)
-    bias = torch.linspace(-3, 7, 29)
-    assert torch.allclose(attend(q, k, v, heads, bias, lanes).double(), naive(q, k, v, heads, bias), atol=1e-5)
+def test_parts_join_to_attention_over_all_keys(kernel, width, heads, monkeypatch):
+    monkeypatch.setattr(attention, "_kernel", lambda *_: kernel)
+    q, k, v = tensors(2, 1100, 29, width)
+    parts = [attend_part(q, k[:, a:b], v[:, a:b], heads) for a, b in ((0, 13), (13, 14), (14, 29))]
+    bias = torch.cat([torch.full((n,), b) for n, b in ((13, 0.0), (1, -1.5), (15, 3.0))])
+    joined = parts[0].joined(parts[1].raised(-1.5)).blended(parts[2].raised(3.0)).flatten(2)
+    assert torch.allclose(joined.double(), naive(q, k, v, heads, bias), atol=1e-5)
+    logits = heads_of(q, heads) @ heads_of(k[:, :13], heads).transpose(-1, -2) / (width // heads) ** 0.5
+    assert torch.allclose(parts[0].mass.double(), logits.logsumexp(-1).transpose(1, 2), atol=1e-5)
 
 
-def test_lanes_lose_no_bias_in_half_precision():
-    """A bias that bfloat16 cannot hold still arrives: the second lane carries what rounding took."""
-    keys = torch.zeros(1, 2, 8, dtype=torch.bfloat16)
-    values = torch.tensor([[0.0], [1.0]], dtype=torch.bfloat16).expand(2, 8)[None]
-    bias = torch.tensor([0.0, 3.0123])
-    got = attend(keys[:, :1], keys, values, 1, bias, lanes=True)[0, 0, 0].float()
-    assert abs(float(got) - float(bias.softmax(0)[1])) < 4e-3  # bfloat16 of the result itself
+def test_the_cpu_has_a_kernel_that_tells_the_mass():
+    assert attention._kernel(torch.device("cpu"), torch.float32, 40) is attention._flash_on_cpu
 
 
-@pytest.mark.parametrize("own", [1, 13, 28])
-def test_split_attention_recombines(own):
-    q, k, v = tensors(2, 17, 29, 32)
-    bias = torch.cat([torch.zeros(own), torch.full((29 - own,), 2.5)])
-    part, mass = attend_split(q, k, v, 4, bias, own)
-    over_own = attend(q, k[:, :own].contiguous(), v[:, :own].contiguous(), 4)
-    assert torch.allclose(blend_split(over_own, part, mass).double(), naive(q, k, v, 4, bias), atol=1e-5)
-    expected = probabilities(q, k, 4, bias)[..., own:].sum(dim=-1, keepdim=True)
-    assert torch.allclose(mass.double(), expected, atol=1e-6)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("weight", [0.5, 3.0, 7.3, 20.0])
+def test_half_precision_is_nearly_as_good_as_plain_attentions(dtype, weight):
+    """The weight is in the mass (float32), so that no rounding of it is added to that of a plain call."""
+    q, k, v = (x.to(dtype) for x in tensors(2, 64, 128, 128))
+    bias = torch.cat([torch.zeros(64), torch.full((64,), weight)])
+    own, theirs = (attend_part(q, k[:, rows], v[:, rows], 2) for rows in (slice(0, 64), slice(64, 128)))
+    ours = own.blended(theirs.raised(weight)).flatten(2)
+    wrong = (ours.double() - naive(q, k, v, 2, bias)).abs()
+    sets = (k, v), (k[:, :64], v[:, :64]), (k[:, 64:], v[:, 64:])
+    plain = [(attend(q, x, y, 2).double() - naive(q, x, y, 2)).abs() for x, y in sets]
+    assert wrong.max() <= 2 * max(p.max() for p in plain)
+    assert wrong.mean() <= 2 * max(p.mean() for p in plain)
 
 
 @pytest.mark.parametrize("columns", [1, 2, 77, 300])
@@ -85,10 +82,3 @@ def test_propagate_equals_head_mean_map(columns):
     values = torch.rand(2, 29, columns)
     expected = probabilities(q, k, 4).mean(dim=1) @ values.double()
     assert torch.allclose(propagate(q, k, values, 4).double(), expected, atol=1e-5)
-
-
-def test_mean_probabilities():
-    q, k, _ = tensors(2, 17, 7, 32)
-    got = mean_probabilities(q, k, 4)
-    assert torch.allclose(got.double(), probabilities(q, k, 4).mean(dim=1), atol=1e-6)
-    assert torch.allclose(got.sum(dim=-1), torch.ones(2, 17), atol=1e-5)

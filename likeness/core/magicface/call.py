@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 
 import torch
 
+from ..attention import propagate
 from ..blocks import BlockId
 from ..masks import FULL_FRAME, Grid, token_grid
-from .injection import Groups, ReferenceKeys, group_tokens, rba, rsa
-from .maps import SemanticMap, cross_probabilities, prompt_columns
+from .constants import Rows
+from .injection import BlockKeys, Groups, rba, rsa
+from .maps import MapBuilder
 from .record import RunRecorder, finest_shown, reference_share
+from .regions import Regions
 from .run_maps import RunMaps, View
 from .setting import RBA, RSA, RunSetting
 
 OtherPatch = Callable[[], torch.Tensor]
 TokenMaps = Sequence[torch.Tensor | None]
-
-
-def take_rows(x: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
-    """Rows of a batch; a view when they are consecutive."""
-    if rows and list(rows) == list(range(rows[0], rows[0] + len(rows))):
-        return x[rows[0] : rows[0] + len(rows)]
-    return x[list(rows)]
 
 
 def first_per_view(rows: Sequence[int], views: Sequence[View], wanted: set[View]) -> tuple[int, ...]:
@@ -43,7 +39,7 @@ class MagicFaceCall:
     Attributes:
         setting: of the run; None in a call that changes and sees nothing.
         conditional, is_prompt_row, grid: see :meth:`MagicFaceRun.begin_call`. views: per row.
-        keys: of every block with reference attention, per concept. maps: of the run.
+        keys: of every block with reference attention. maps: of the run. regions: where the concepts are.
         observes: whether attention is collected for a map. keeps: whether the method itself needs that map.
         self_blocks: blocks whose self-attention goes through :meth:`self_attention`; leave all others alone.
         cross_blocks: blocks whose cross-attention is shown to :meth:`cross_attention`.
@@ -56,8 +52,9 @@ class MagicFaceCall:
     views: tuple[View, ...]
     is_prompt_row: tuple[bool, ...]
     grid: Grid
-    keys: dict[BlockId, list[ReferenceKeys]]
+    keys: Mapping[BlockId, BlockKeys]
     maps: RunMaps
+    regions: Regions | None = None
     observes: bool = False
     keeps: bool = False
     recorder: RunRecorder | None = None
@@ -74,18 +71,26 @@ class MagicFaceCall:
         self._cond = tuple(i for i in rows if self.conditional[i])
         self._uncond = tuple(i for i in rows if not self.conditional[i])
         self._seen: dict[BlockId, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._watched: tuple[int, ...] = ()
         if self.setting is None:
             return
-        self._watch_cond = self._watch_uncond = ()
+        constants = self.setting.constants
+        self._mine, self._others = Rows(self._cond, constants), Rows(self._uncond, constants)
         if self.observes:
-            prompts = [row for row in self._cond if self.is_prompt_row[row]]
-            self._watch_cond = self._first_unseen(prompts, True)
-            self._watch_uncond = self._first_unseen(self._uncond, False) if self.setting.needs_foreground else ()
-        self._builder = self.setting.new_builder(self.grid)
-        if self._watch_cond or self._watch_uncond:
+            self._watched = tuple(sorted(self._to_watch()))
+        self._looked_at = Rows(self._watched, constants)
+        if self._watched:
             self.cross_blocks = self.setting.map_blocks
+            self._builder: MapBuilder = self.setting.new_builder(
+                self.grid, [self.conditional[row] for row in self._watched]
+            )
         self.self_blocks = frozenset(self.keys) | self.cross_blocks
         self._shown = self._shown_blocks()
+
+    def _to_watch(self) -> tuple[int, ...]:
+        prompts = [row for row in self._cond if self.is_prompt_row[row]]
+        background = self._first_unseen(self._uncond, False) if self.setting.needs_foreground else ()
+        return (*self._first_unseen(prompts, True), *background)
 
     def _first_unseen(self, rows: Sequence[int], conditional: bool) -> tuple[int, ...]:
         return first_per_view(rows, self.views, self.maps.unseen({self.views[row] for row in rows}, conditional))
@@ -129,21 +134,20 @@ class MagicFaceCall:
             ``B N C``.
         """
         if block in self.cross_blocks:
-            self._watch(block, q, k)
+            self._seen[block] = self._looked_at.take(q), self._looked_at.take(k)
         if block not in self.keys:
             return other_patch() if other_patch else self.setting.attention(q, k, v, heads)
         theirs = other_patch() if other_patch else None
         self._record(block, q, k, heads)
-        inject = take_rows(theirs, self._cond) if other_patch else None
-        mine = self._inject(block, *(take_rows(x, self._cond) for x in (q, k, v)), heads, inject)
+        inject = self._mine.take(theirs) if other_patch else None
+        mine = self._inject(block, *(self._mine.take(x) for x in (q, k, v)), heads, inject)
         if not self._uncond:
             return mine
-        out = torch.empty_like(q)
-        out[list(self._cond)] = mine.to(out.dtype)
-        plain = self._uncond
-        others = theirs if other_patch else self.setting.attention(*(take_rows(x, plain) for x in (q, k, v)), heads)
-        out[list(plain)] = take_rows(others, plain) if other_patch else others
-        return out
+        if other_patch:
+            others = self._others.take(theirs).to(mine.dtype)
+        else:
+            others = self.setting.attention(*(self._others.take(x) for x in (q, k, v)), heads)
+        return self._mine.put(mine, others)
 
     def _inject(
         self,
@@ -154,35 +158,16 @@ class MagicFaceCall:
         heads: int,
         other_patch: torch.Tensor | None,
     ) -> torch.Tensor:
-        keys = self.keys[block]
         if self.stage == RSA:
-            return rsa(q, k, v, heads, keys, other_patch)
-        return rba(q, k, v, heads, keys, self._groups(block, q), other_patch)
+            return rsa(q, k, v, heads, self.keys[block], other_patch)
+        return rba(q, k, v, heads, self.keys[block], self._groups(block, q.shape[1]), other_patch)
 
-    def _groups(self, block: BlockId, q: torch.Tensor) -> list[Groups]:
-        """Per conditional row its token groups at a block."""
-        grid = token_grid(self.grid, self.setting.layout.factor(block), q.shape[1])
-        return [self._view_groups(self.views[row], grid, q.device) for row in self._cond]
-
-    def _view_groups(self, view: View, grid: Grid, device: torch.device) -> Groups:
-        """Token groups of one view, kept as long as the maps are."""
-        if (view, grid) not in self.maps.derived:
-            labels = self.labels(self.maps.current([view]), view, grid)
-            self.maps.derived[view, grid] = group_tokens(labels.to(device).flatten())
-        return self.maps.derived[view, grid]
-
-    def labels(self, semantic: SemanticMap | None, view: View, grid: Grid) -> torch.Tensor:
-        """Where each concept is drawn in a view, ``h w``; a view of unknown part is all background."""
-        frame = view[1]
-        if frame is None:
-            return torch.zeros(grid, dtype=torch.int64)
-        return self.setting.placement.labels(semantic, grid, frame)[0]
+    def _groups(self, block: BlockId, tokens: int) -> Groups:
+        """Which tokens of the conditional rows look at which concept at a block."""
+        grid = token_grid(self.grid, self.setting.layout.factor(block), tokens)
+        return self.regions.groups([self.views[row] for row in self._cond], [grid])[grid]
 
     # -- observation ---------------------------------------------------------------------------------------------
-
-    def _watch(self, block: BlockId, q: torch.Tensor, k: torch.Tensor) -> None:
-        rows = (*self._watch_cond, *self._watch_uncond)
-        self._seen[block] = (take_rows(q, rows), take_rows(k, rows))
 
     def cross_attention(
         self, block: BlockId, q: torch.Tensor, k: torch.Tensor, heads: int, token_maps: TokenMaps | None = None
@@ -199,31 +184,24 @@ class MagicFaceCall:
         seen = self._seen.pop(block, None)
         if block not in self.cross_blocks or seen is None:
             return
-        self_q, self_k = seen
         grid = token_grid(self.grid, self.setting.layout.factor(block), q.shape[1])
-        count = len(self._watch_cond)
-        if count:
-            cross = cross_probabilities(take_rows(q, self._watch_cond), take_rows(k, self._watch_cond), heads)
-            if token_maps is not None:
-                cross = prompt_columns(cross, [token_maps[row] for row in self._watch_cond])
-            self._builder.add_conditional(self_q[:count], self_k[:count], cross, heads, grid)
-        if self._watch_uncond:
-            cross = cross_probabilities(take_rows(q, self._watch_uncond), take_rows(k, self._watch_uncond), heads)
-            self._builder.add_unconditional(self_q[count:], self_k[count:], cross, heads, grid)
+        known = [None if token_maps is None else token_maps[row] for row in self._watched]
+        columns = self._builder.columns(q, k.shape[1], known)  # R T J
+        cross = propagate(self._looked_at.take(q), self._looked_at.take(k), columns, heads, q.dtype)  # R N J, Eq. 4
+        self._builder.add(*seen, cross, heads, grid)
 
     def _record(self, block: BlockId, q: torch.Tensor, k: torch.Tensor, heads: int) -> None:
         if block not in self._shown:
             return
         row, keys = self._shown_row, self.keys[block]
+        tokens = self.setting.key_tokens(block)
         grid = token_grid(self.grid, self.setting.layout.factor(block), q.shape[1])
         allowed = None
         if self.stage == RBA:
-            view = self.views[row]
-            label = self.labels(self.maps.current([view]), view, grid).flatten().to(q.device)  # N
-            concept = torch.cat([torch.full_like(item.bias, i) for i, item in enumerate(keys, 1)])  # M
-            allowed = label[:, None] == concept[None, :]
-        share = reference_share(q[row], k[row], heads, ReferenceKeys.join(keys), allowed)
-        self.recorder.look(share, grid, self.setting.key_tokens(block))
+            label = self.regions.labels([self.views[row]], grid).flatten()  # N
+            allowed = label[:, None] == tokens.concept.to(label.device)[None, :]
+        share = reference_share(q[row], k[row], heads, keys.in_order, allowed)
+        self.recorder.look(share, grid, tokens)
 
     # -- life ----------------------------------------------------------------------------------------------------
 
@@ -231,8 +209,10 @@ class MagicFaceCall:
         """The forward ended well: what was observed counts."""
         if self.setting is None:
             return
-        cond, uncond = ([self.views[row] for row in rows] for rows in (self._watch_cond, self._watch_uncond))
-        self.maps.collect(self._builder, cond, uncond, self.keeps)
+        if self._watched:
+            kinds = [(self.views[row], self.conditional[row]) for row in self._watched]
+            cond, uncond = ([view for view, mine in kinds if mine == wanted] for wanted in (True, False))
+            self.maps.collect(self._builder, cond, uncond, self.keeps)
         if self.recorder is not None:
             self.recorder.write(self.step, self.sigma, self.stage, self._recorded_labels())
 
@@ -241,8 +221,8 @@ class MagicFaceCall:
         views = self.maps.present_pictures()
         if not views or not self.recorder.wants_map(self.step):
             return None
-        maps = [self.maps.present([view]) for view in views]
-        return torch.stack([self.labels(m, v, m.winner.shape[-2:]) for m, v in zip(maps, views, strict=True)])
+        maps = self.maps.present(views)
+        return self.setting.placement.labels(maps, maps.winner.shape[-2:])
 
     def __enter__(self) -> MagicFaceCall:
         return self

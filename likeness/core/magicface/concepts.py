@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from ..masks import FULL_FRAME, Frame, Grid, mask_to_grid
+from .constants import Constants
 from .maps import SemanticMap
 from .request import Reference
 
@@ -55,8 +56,9 @@ class Placement:
         concepts: of the run. phrases: their distinct token positions, the columns of the map.
     """
 
-    def __init__(self, concepts: Sequence[PlacedConcept]) -> None:
+    def __init__(self, concepts: Sequence[PlacedConcept], constants: Constants | None = None) -> None:
         self.concepts = tuple(concepts)
+        self._constants = constants or Constants()
         self.phrases = tuple(dict.fromkeys(concept.positions for concept in concepts))
         numbered = tuple(enumerate(concepts, 1))
         self._placed = tuple((number, c.region) for number, c in numbered if c.region is not None)
@@ -77,19 +79,29 @@ class Placement:
         """Whether every concept has a region, so that no map is needed."""
         return len(self._placed) == len(self.concepts)
 
-    def labels(self, semantic: SemanticMap | None, grid: Grid, frame: Frame = FULL_FRAME) -> torch.Tensor:
+    def labels(
+        self, semantic: SemanticMap | None, grid: Grid, frame: Frame = FULL_FRAME, device: torch.device | None = None
+    ) -> torch.Tensor:
         """Labels ``B h w`` int64 on a grid (``B`` 1 without a map).
 
         Args:
             semantic: the map in use; None before there is one.
             grid: height and width of the result.
             frame: which part of the picture the grid covers. Regions are drawn for the whole; a part takes its own.
+            device: of the result; None is the map's, or the CPU.
         """
         if semantic is None:
-            labels = torch.zeros((1, *grid), dtype=torch.int64)
+            labels = torch.zeros((1, *grid), dtype=torch.int64, device=device)
         else:
-            found = semantic.labels_on(grid)
-            labels = self._free.to(found.device)[found]
+            found = semantic.labels_on(grid, self._constants)
+            labels = self._constants.get("free", lambda: self._free, found.device)[found]
         for number, region in self._placed:
-            labels[:, mask_to_grid(frame.crop(region), grid).to(labels.device)] = number
+            inside = self._constants.get(
+                ("region", number, grid, frame), lambda r=region: self._pooled(r, grid, frame), labels.device
+            )
+            labels = torch.where(inside, number, labels)
         return labels
+
+    @staticmethod
+    def _pooled(region: torch.Tensor, grid: Grid, frame: Frame) -> torch.Tensor:
+        return mask_to_grid(frame.crop(region.cpu()), grid)

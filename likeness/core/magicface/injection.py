@@ -4,79 +4,103 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
 
 import torch
 
-from ..attention import attend, attend_split, blend_split
+from ..attention import Part, attend_part
 from ..masks import Grid
 
 
 @dataclass(frozen=True)
 class ReferenceKeys:
-    """Keys of one concept at one block, weights and masks already in them.
+    """Keys that share one bias; weights and masks are already in them.
 
     Attributes:
-        k, v: ``M C``.
-        bias: ``M`` float32, added to the logits.
+        k, v: ``M C``. bias: added to their logits.
     """
 
     k: torch.Tensor
     v: torch.Tensor
-    bias: torch.Tensor
+    bias: float
 
-    @staticmethod
-    def join(parts: Sequence[ReferenceKeys]) -> ReferenceKeys:
-        """All keys of several concepts behind one another."""
-        if len(parts) == 1:
-            return parts[0]
-        return ReferenceKeys(
-            torch.cat([p.k for p in parts]), torch.cat([p.v for p in parts]), torch.cat([p.bias for p in parts])
-        )
+    def attended_by(self, q: torch.Tensor, heads: int) -> Part:
+        """Attention of ``1 n C`` queries over these keys, the bias in its mass."""
+        return attend_part(q, self.k.to(q)[None], self.v.to(q)[None], heads).raised(self.bias)
+
+
+#: Keys of one concept at one block, of one or several biases.
+ConceptKeys = tuple[ReferenceKeys, ...]
+
+
+def join_keys(parts: Sequence[ReferenceKeys]) -> ConceptKeys:
+    """As few sets of keys as there are biases: what one call of the attention kernel takes."""
+    by_bias: dict[float, list[ReferenceKeys]] = {}
+    for part in parts:
+        by_bias.setdefault(part.bias, []).append(part)
+    return tuple(
+        same[0]
+        if len(same) == 1
+        else ReferenceKeys(torch.cat([p.k for p in same]), torch.cat([p.v for p in same]), bias)
+        for bias, same in by_bias.items()
+    )
+
+
+@dataclass(frozen=True)
+class BlockKeys:
+    """The references' keys at one block.
+
+    Attributes:
+        given: of every concept, its references' behind one another.
+    """
+
+    given: tuple[tuple[ReferenceKeys, ...], ...]
+
+    @cached_property
+    def concepts(self) -> tuple[ConceptKeys, ...]:
+        """Joined concept by concept, for RBA."""
+        return tuple(map(join_keys, self.given))
+
+    @property
+    def in_order(self) -> list[ReferenceKeys]:
+        """All concepts' keys behind one another."""
+        return [part for parts in self.given for part in parts]
+
+    @cached_property
+    def everything(self) -> ConceptKeys:
+        """Joined over all concepts, for RSA."""
+        return join_keys(self.in_order)
 
 
 @dataclass(frozen=True)
 class KeyTokens:
-    """What the keys of all concepts at one block are, in their order.
+    """What the keys of all concepts at one block are, in the order of :attr:`BlockKeys.in_order`.
 
     Attributes:
-        reference: ``M`` int64, number of the reference (from 1). token: ``M`` int64, its token in that reference's
-            grid; -1 for a key that stands for all masked-out ones. grids: token grid of each reference, by number.
+        concept, reference: ``M`` int64, number of the concept and of the reference (from 1).
+        token: ``M`` int64, its token in that reference's grid; -1 for a key that stands for all masked-out ones.
+        grids: token grid of each reference, by number.
     """
 
+    concept: torch.Tensor
     reference: torch.Tensor
     token: torch.Tensor
     grids: Mapping[int, Grid]
 
 
-def _extended(k: torch.Tensor, v: torch.Tensor, keys: ReferenceKeys) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """``[K, K_ref]``, ``[V, V_ref]`` (``B N+M C``) and the bias of all of them (``N+M``)."""
-    batch, own, _ = k.shape
-    k_all = torch.cat([k, keys.k.to(k).expand(batch, -1, -1)], dim=1)
-    v_all = torch.cat([v, keys.v.to(v).expand(batch, -1, -1)], dim=1)
-    return k_all, v_all, torch.cat([keys.bias.new_zeros(own), keys.bias])
+def _over(q: torch.Tensor, keys: ConceptKeys, heads: int) -> Part:
+    """Attention of ``1 n C`` queries over a concept's keys."""
+    first, *others = (part.attended_by(q, heads) for part in keys)
+    for other in others:
+        first = first.joined(other)
+    return first
 
 
-def reference_attention(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    heads: int,
-    keys: ReferenceKeys,
-    other_patch: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """Every query attends its own picture's keys and ``keys``.
-
-    Args:
-        q: ``B N' C``, any number of queries. k, v: ``B N C``.
-        heads: heads merged in C.
-        keys: the references' keys, shared by the batch.
-        other_patch: ``B N' C``, another patch's attention over the own keys; it takes the place of the plain one.
-    """
-    k_all, v_all, bias = _extended(k, v, keys)
-    if other_patch is not None:
-        part, mass = attend_split(q, k_all, v_all, heads, bias, own=k.shape[1])
-        return blend_split(other_patch, part, mass)
-    return attend(q, k_all, v_all, heads, bias)
+def _own(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, heads: int, other_patch: torch.Tensor | None) -> Part:
+    """Attention over the picture's own keys; another patch's takes the place of the plain one, with its mass."""
+    own = attend_part(q, k, v, heads)
+    return own if other_patch is None else Part(other_patch.to(q.dtype).reshape(own.out.shape), own.mass)
 
 
 def rsa(
@@ -84,20 +108,39 @@ def rsa(
     k: torch.Tensor,
     v: torch.Tensor,
     heads: int,
-    concepts: Sequence[ReferenceKeys],
+    keys: BlockKeys,
     other_patch: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Reference-aware Self-Attention: ``Softmax(M . Q [K, K_1 .. K_N]^T / sqrt(d)) [V, V_1 .. V_N]``, ``B N C``."""
-    return reference_attention(q, k, v, heads, ReferenceKeys.join(concepts), other_patch)
+    """Reference-aware Self-Attention: ``Softmax(M . Q [K, K_1 .. K_N]^T / sqrt(d)) [V, V_1 .. V_N]``.
+
+    Args:
+        q, k, v: ``B N C``.
+        heads: heads merged in C.
+        keys: the references', shared by the batch.
+        other_patch: ``B N C``, another patch's attention over the own keys; it takes the place of the plain one.
+
+    Returns:
+        ``B N C``.
+    """
+    own = _own(q, k, v, heads, other_patch)
+    theirs = _over(q.reshape(1, -1, q.shape[-1]), keys.everything, heads)
+    return own.blended(Part(theirs.out.view(own.out.shape), theirs.mass.reshape(own.mass.shape))).flatten(2)
 
 
-Groups = Sequence[tuple[int, torch.Tensor]]
-"""Of one picture: (label, indices of its tokens); label 0 is the background, c the c-th concept."""
+@dataclass(frozen=True)
+class Groups:
+    """Which tokens of a batch look at which concept.
 
+    Attributes:
+        tokens: places in the flattened ``B N`` of all tokens with a concept, the first concept's first.
+        counts: how many belong to each concept.
+    """
 
-def group_tokens(labels: torch.Tensor) -> Groups:
-    """The groups of one picture's flattened labels (``N`` int64)."""
-    return [(int(label), (labels == label).nonzero().flatten()) for label in labels.unique()]
+    tokens: torch.Tensor
+    counts: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return sum(self.counts)
 
 
 def rba(
@@ -105,27 +148,35 @@ def rba(
     k: torch.Tensor,
     v: torch.Tensor,
     heads: int,
-    concepts: Sequence[ReferenceKeys],
-    groups: Sequence[Groups],
+    keys: BlockKeys,
+    groups: Groups,
     other_patch: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Region-grouped Blend Attention: group c attends ``[K, K_c]``, the background ``K``.
 
     Args:
-        q, k, v: ``B N C``.
-        concepts: keys per concept, concept c at index c - 1.
-        groups: per picture its groups, see :func:`group_tokens`.
-        other_patch: see :func:`reference_attention`.
+        q, k, v, heads, keys, other_patch: see :func:`rsa`.
+        groups: of all pictures together: concepts' keys are the same for every picture.
+
+    Returns:
+        ``B N C``.
     """
-    out = torch.empty_like(q)
-    for row, row_groups in enumerate(groups):
-        own = slice(row, row + 1)
-        for label, tokens in row_groups:
-            queries = q[own, tokens]  # 1 n C
-            theirs = None if other_patch is None else other_patch[own, tokens]
-            if label == 0:
-                result = attend(queries, k[own], v[own], heads) if theirs is None else theirs
-            else:
-                result = reference_attention(queries, k[own], v[own], heads, concepts[label - 1], theirs)
-            out[own, tokens] = result
-    return out
+    own = _own(q, k, v, heads, other_patch)
+    out, mass = own.out.flatten(0, 1), own.mass.flatten(0, 1)  # BN H D, BN H
+    if not len(groups):
+        return own.out.flatten(2)
+    queries = q.reshape(-1, q.shape[-1]).index_select(0, groups.tokens)[None]  # 1 n C
+    ends = list(accumulate(groups.counts))
+    parts = [
+        _over(queries[:, end - count : end], concept, heads)
+        for concept, count, end in zip(keys.concepts, groups.counts, ends, strict=True)
+        if count
+    ]
+    theirs = Part(*(x[0] if len(parts) == 1 else torch.cat(x, dim=1) for x in _columns(parts)))
+    chosen = Part(out.index_select(0, groups.tokens), mass.index_select(0, groups.tokens))
+    mixed = chosen.blended(Part(theirs.out.view(chosen.out.shape), theirs.mass.view(chosen.mass.shape)))
+    return out.index_copy(0, groups.tokens, mixed).view(q.shape)
+
+
+def _columns(parts: Sequence[Part]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    return [part.out for part in parts], [part.mass for part in parts]

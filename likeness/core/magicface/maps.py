@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 import torch.nn.functional as F
 
-from ..attention import mean_probabilities, propagate
+from ..attention import LANE, propagate
 from ..errors import bad_input
 from ..masks import Grid
+from .constants import Constants, Rows
 
 SINGLE_SCALE, MULTI_SCALE = 0.9, 0.6  # ca_scale for one and for several concepts
 EPSILON = 1e-8
+MOST_WAITING = 16  # layers whose columns wait to be finished together
 
 
 def auto_ca_scale(concepts: int) -> float:
@@ -35,39 +37,43 @@ def gaussian_kernel(sigma: float = 0.5, size: int = 3) -> torch.Tensor:
     return kernel / kernel.sum()
 
 
-def smooth(planes: torch.Tensor) -> torch.Tensor:
+def smooth(planes: torch.Tensor, constants: Constants | None = None) -> torch.Tensor:
     """3x3 smoothing of ``B J h w`` with reflected borders (repeated ones where a side has a single cell)."""
     batch, columns, height, width = planes.shape
     mode = "reflect" if min(height, width) > 1 else "replicate"
     padded = F.pad(planes.reshape(batch * columns, 1, height, width), (1, 1, 1, 1), mode=mode)
-    kernel = gaussian_kernel().to(planes)[None, None]
-    return F.conv2d(padded, kernel).view(batch, columns, height, width)
+    kernel = (constants or Constants()).get("smoothing", gaussian_kernel, planes.device, planes.dtype)
+    return F.conv2d(padded, kernel[None, None]).view(batch, columns, height, width)
 
 
 def complete(q: torch.Tensor, k: torch.Tensor, columns: torch.Tensor, heads: int, how: str) -> torch.Tensor:
-    """Segmentation completion of ``B N J`` columns by the block's self-attention S.
+    """Segmentation completion of ``B N J`` columns by the block's self-attention S; float32.
 
     ``"paper"``: S C. ``"code"``: what the released loop amounts to, ``(S + 3 S^2) C / 4``. ``"none"``: C.
     """
     if how == "none":
-        return columns
+        return columns.float()
     once = propagate(q, k, columns, heads)
     if how == "paper":
         return once
     return (once + 3 * propagate(q, k, once, heads)) / 4
 
 
-def concept_columns(cross: torch.Tensor, concepts: Sequence[tuple[int, ...]]) -> torch.Tensor:
-    """Token columns regrouped: first one per concept (the sum over its tokens), then every other token.
+# --- columns: which tokens of a text are summed -----------------------------------------------------------------------
+
+
+def concept_columns(tokens: int, concepts: Sequence[tuple[int, ...]]) -> torch.Tensor:
+    """The tokens regrouped: first one column per concept (the sum over its tokens), then one for every other token.
 
     Args:
-        cross: ``B N T`` cross-attention.
-        concepts: token positions of every concept.
+        tokens: of the text context. concepts: token positions of every concept.
+
+    Returns:
+        ``T J``, by which cross-attention ``B N T`` is multiplied.
 
     Raises:
         LikenessError: a position lies outside the context.
     """
-    tokens = cross.shape[-1]
     last = max((p for positions in concepts for p in positions), default=-1)
     if last >= tokens:
         raise bad_input(
@@ -76,69 +82,34 @@ def concept_columns(cross: torch.Tensor, concepts: Sequence[tuple[int, ...]]) ->
             "the conditioning made of the prompt the words were looked up in",
             "Connect the conditioning that the Apply node returns to the sampler.",
         )
+    every = torch.eye(tokens)
     taken = {p for positions in concepts for p in positions}
     rest = [p for p in range(tokens) if p not in taken]
-    sums = [cross[..., list(positions)].sum(dim=-1, keepdim=True) for positions in concepts]
-    return torch.cat([*sums, cross[..., rest]], dim=-1)
+    return torch.cat([torch.stack([every[list(p)].sum(dim=0) for p in concepts], dim=1), every[:, rest]], dim=1)
 
 
-def prompt_columns(cross: torch.Tensor, token_maps: Sequence[torch.Tensor | None]) -> torch.Tensor:
-    """Columns of a text that was put in place of the prompt's, summed back to the prompt's own tokens.
+def foreground_columns(tokens: int, chunk: int) -> torch.Tensor:
+    """``T 2``: the start token(s) of the text windows, and all other tokens; see :func:`concept_columns`."""
+    start = (torch.arange(tokens) % chunk == 0).float()
+    return torch.stack([start, 1 - start], dim=1)
+
+
+def replaced_columns(tokens: int, shares: torch.Tensor | None, columns: Callable[[int], torch.Tensor]) -> torch.Tensor:
+    """Columns of a text that was put in place of the prompt's.
 
     Args:
-        cross: ``B N T`` cross-attention.
-        token_maps: per row the shares ``L P`` that each of the text's ``L`` tokens gives to each of the prompt's ``P``
-            tokens, or None where the text is the prompt. ``T`` is a multiple of ``L``, the text repeated; another
-            length (a patch has added tokens of its own) is left as it is.
-
-    Returns:
-        ``B N P``; rows of fewer tokens than the longest end in columns of zeros, which win nowhere.
+        tokens: T, of that text. columns: for a prompt of so many tokens its ``P J``.
+        shares: ``L P``, what each of the text's ``L`` tokens gives to each of the prompt's ``P``, or None where the
+            text is the prompt. ``T`` is a multiple of ``L``, the text repeated; another length (a patch has added
+            tokens of its own) is taken as it is.
     """
-    if all(shares is None for shares in token_maps):
-        return cross
-    rows = []
-    for row, shares in zip(cross, token_maps, strict=True):
-        if shares is not None and row.shape[-1] % shares.shape[0] == 0:
-            row = row @ shares.to(row).repeat(row.shape[-1] // shares.shape[0], 1)  # N T, T P -> N P
-        rows.append(row)
-    width = max(row.shape[-1] for row in rows)
-    return torch.stack([F.pad(row, (0, width - row.shape[-1])) for row in rows])
+    if shares is None or tokens % shares.shape[0]:
+        return columns(tokens)
+    repeated = shares.float().cpu().repeat(tokens // shares.shape[0], 1)  # T P
+    return repeated @ columns(repeated.shape[1])
 
 
-def foreground_columns(cross: torch.Tensor, chunk: int) -> torch.Tensor:
-    """``B N 2``: attention to the start token(s) of the text windows, and to all other tokens."""
-    start = cross[..., ::chunk].sum(dim=-1)
-    return torch.stack([start, cross.sum(dim=-1) - start], dim=-1)
-
-
-def to_plane(columns: torch.Tensor, grid: Grid, target: Grid) -> torch.Tensor:
-    """One layer's ``B N J`` columns as smoothed ``B J h w`` planes of the target grid with spatial mean 1."""
-    batch, _, count = columns.shape
-    planes = columns.float().transpose(1, 2).reshape(batch, count, *grid)  # B J h w
-    if grid != target:
-        planes = F.interpolate(planes, size=target, mode="bilinear", align_corners=False)
-    planes = smooth(planes)
-    return planes / (planes.mean(dim=(2, 3), keepdim=True) + EPSILON)
-
-
-class LayerMean:
-    """Running mean of layers' planes, one row per picture of the batch."""
-
-    def __init__(self) -> None:
-        self.total: torch.Tensor | None = None
-        self.count = 0
-
-    def add(self, planes: torch.Tensor) -> None:
-        """Add one layer, ``B J h w``."""
-        if self.total is not None and self.total.shape != planes.shape:
-            return  # a second conditioning with another text length; the first one is the prompt's
-        self.total = planes if self.total is None else self.total + planes
-        self.count += 1
-
-    @property
-    def mean(self) -> torch.Tensor:
-        """``B J h w``."""
-        return self.total / self.count
+# --- the map ----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -148,13 +119,14 @@ class SemanticMap:
     Attributes:
         winner: ``B h w`` int64, index of the winning column (concepts first, then the other tokens).
         foreground: ``B h w`` bool, or None where no unconditional row was seen.
-        concepts: number of concepts.
+        concepts: number of concepts. columns: number of columns.
         restricted: whether concepts are kept to the foreground.
     """
 
     winner: torch.Tensor
     foreground: torch.Tensor | None
     concepts: int
+    columns: int
     restricted: bool
 
     @staticmethod
@@ -165,7 +137,8 @@ class SemanticMap:
         foregrounds = [item.foreground for item in maps]
         foreground = None if any(plane is None for plane in foregrounds) else torch.cat(foregrounds)
         winner = torch.cat([item.winner for item in maps])
-        return SemanticMap(winner, foreground, maps[0].concepts, maps[0].restricted)
+        columns = max(item.columns for item in maps)
+        return SemanticMap(winner, foreground, maps[0].concepts, columns, maps[0].restricted)
 
     @property
     def inside(self) -> torch.Tensor:
@@ -177,29 +150,33 @@ class SemanticMap:
     @cached_property
     def labels(self) -> torch.Tensor:
         """``B h w`` int64: 0 background, c the c-th concept (Eq. 5, merged as the paper's M)."""
-        concept = (self.winner < self.concepts) & self.inside
-        return torch.where(concept, self.winner + 1, torch.zeros_like(self.winner))
+        concept = self.winner < self.concepts
+        if self.restricted and self.foreground is not None:
+            concept = concept & self.foreground
+        return torch.where(concept, self.winner + 1, 0)
 
-    def labels_on(self, grid: Grid) -> torch.Tensor:
+    def labels_on(self, grid: Grid, constants: Constants | None = None) -> torch.Tensor:
         """:attr:`labels` on another grid, nearest."""
-        return resize_nearest(self.labels, grid)
+        return resize_nearest(self.labels, grid, constants)
 
 
-def resize_nearest(planes: torch.Tensor, grid: Grid) -> torch.Tensor:
-    """``B h w`` integer planes on another grid."""
-    if tuple(planes.shape[-2:]) == tuple(grid):
+def resize_nearest(planes: torch.Tensor, grid: Grid, constants: Constants | None = None) -> torch.Tensor:
+    """``B h w`` planes on another grid."""
+    size = tuple(planes.shape[-2:])
+    if size == tuple(grid):
         return planes
-    rows = _nearest_index(planes.shape[-2], grid[0], planes.device)
-    columns = _nearest_index(planes.shape[-1], grid[1], planes.device)
-    return planes[:, rows][:, :, columns]
+    index = (constants or Constants()).get(("nearest", size, tuple(grid)), lambda: _nearest(size, grid), planes.device)
+    return planes.flatten(1).index_select(1, index).view(-1, *grid)
 
 
-def _nearest_index(size: int, target: int, device: torch.device) -> torch.Tensor:
-    return (torch.arange(target, device=device) * size // target).clamp(max=size - 1)
+def _nearest(size: Grid, grid: Grid) -> torch.Tensor:
+    """Of every cell of ``grid`` the place of its cell in a flattened plane of ``size``."""
+    rows, columns = (torch.arange(n) * s // n for n, s in zip(grid, size, strict=True))
+    return (rows[:, None] * size[1] + columns[None, :]).flatten()
 
 
 class MapBuilder:
-    """Collects one sigma's attention into a map; rows may come in one call or in several.
+    """Collects one call's attention into a map. The layers' columns wait, and are finished together grid by grid.
 
     Args:
         concepts: token positions of every concept.
@@ -207,53 +184,108 @@ class MapBuilder:
         completion: see :func:`complete`.
         chunk: tokens of one text window.
         target: grid of the map.
+        conditional: per observed row whether it makes the map (else its foreground).
+        constants: of the run.
     """
 
     def __init__(
-        self, concepts: Sequence[tuple[int, ...]], ca_scale: float, completion: str, chunk: int, target: Grid
+        self,
+        concepts: Sequence[tuple[int, ...]],
+        ca_scale: float,
+        completion: str,
+        chunk: int,
+        target: Grid,
+        conditional: Sequence[bool],
+        constants: Constants | None = None,
     ) -> None:
         self.concepts = tuple(concepts)
         self.ca_scale = ca_scale
         self.completion = completion
         self.chunk = chunk
         self.target = target
-        self.columns = LayerMean()
-        self.foreground = LayerMean()
+        self.conditional = tuple(conditional)
+        self._constants = constants or Constants()
+        self._waiting: dict[Grid, list[torch.Tensor]] = {}
+        self._total: torch.Tensor | None = None
+        self._columns = 0
 
-    def add_conditional(self, q: torch.Tensor, k: torch.Tensor, cross: torch.Tensor, heads: int, grid: Grid) -> None:
-        """One layer's self-attention q, k (``B N C``) and cross-attention (``B N T``) of the conditional rows."""
-        columns = concept_columns(cross, self.concepts)
-        self.columns.add(to_plane(complete(q, k, columns, heads, self.completion), grid, self.target))
+    @property
+    def seen(self) -> bool:
+        """Whether a layer was added."""
+        return bool(self._waiting) or self._total is not None
 
-    def add_unconditional(self, q: torch.Tensor, k: torch.Tensor, cross: torch.Tensor, heads: int, grid: Grid) -> None:
-        """The same of the unconditional rows, for the foreground."""
-        columns = foreground_columns(cross, self.chunk)
-        self.foreground.add(to_plane(complete(q, k, columns, heads, self.completion), grid, self.target))
+    def columns(self, like: torch.Tensor, tokens: int, token_maps: Sequence[torch.Tensor | None]) -> torch.Tensor:
+        """The observed rows' columns ``R T J`` as values for attention, on the device and in the dtype of ``like``.
+
+        Args:
+            tokens: T, of the text context. token_maps: per row, see :func:`replaced_columns`.
+        """
+        key = ("columns", tokens, self.conditional, tuple(None if m is None else id(m) for m in token_maps))
+        made = self._constants.get(key, lambda: self._make_columns(tokens, token_maps), like.device, like.dtype)
+        self._constants.hold(key, token_maps)  # as long as the constant is known by their ids
+        return made
+
+    def _make_columns(self, tokens: int, token_maps: Sequence[torch.Tensor | None]) -> torch.Tensor:
+        of_kind = {
+            True: lambda count: concept_columns(count, self.concepts),
+            False: lambda count: foreground_columns(count, self.chunk),
+        }
+        rows = [replaced_columns(tokens, m, of_kind[c]) for c, m in zip(self.conditional, token_maps, strict=True)]
+        width = -(-max(row.shape[1] for row in rows) // LANE) * LANE  # columns of zeros win nowhere
+        return torch.stack([F.pad(row, (0, width - row.shape[1])) for row in rows])
+
+    def add(self, q: torch.Tensor, k: torch.Tensor, columns: torch.Tensor, heads: int, grid: Grid) -> None:
+        """One layer's self-attention q, k (``R N C``) and regrouped cross-attention (``R N J``) of the rows."""
+        if self._columns not in (0, columns.shape[-1]):
+            return  # another text length in the same call; the first one is the prompt's
+        self._columns = columns.shape[-1]
+        self._waiting.setdefault(grid, []).append(complete(q, k, columns, heads, self.completion))
+        if sum(map(len, self._waiting.values())) >= MOST_WAITING:
+            self._flush()
+
+    def _flush(self) -> None:
+        """The layers that wait become smoothed planes of the target grid with spatial mean 1, and join the sum."""
+        planes = torch.cat([self._on_target(grid, layers) for grid, layers in self._waiting.items()])  # LR J h w
+        self._waiting.clear()
+        planes = smooth(planes, self._constants)
+        planes = planes / (planes.mean(dim=(2, 3), keepdim=True) + EPSILON)
+        total = planes.unflatten(0, (-1, len(self.conditional))).sum(dim=0)
+        self._total = total if self._total is None else self._total + total
+
+    def _on_target(self, grid: Grid, layers: Sequence[torch.Tensor]) -> torch.Tensor:
+        columns = torch.cat(list(layers))  # LR N J
+        planes = columns.transpose(1, 2).reshape(*columns.shape[::2], *grid)
+        if grid == self.target:
+            return planes
+        return F.interpolate(planes, size=self.target, mode="bilinear", align_corners=False)
+
+    def planes(self) -> torch.Tensor:
+        """Of all rows the sum over layers, ``R J h w``."""
+        if self._waiting:
+            self._flush()
+        return self._total
 
     def winner(self) -> torch.Tensor:
         """Of the conditional rows the index of the winning column, ``B h w`` int64."""
-        planes = self.columns.mean
-        scale = torch.full((planes.shape[1],), self.ca_scale, device=planes.device)
+        planes = self._rows(True)
+        scale = self._constants.get(("scale", self._columns), self._scale, planes.device)
+        return (planes * scale).argmax(dim=1)
+
+    def _scale(self) -> torch.Tensor:
+        scale = torch.full((self._columns, 1, 1), self.ca_scale)
         scale[: len(self.concepts)] = 1
-        return (planes * scale[:, None, None]).argmax(dim=1)
+        return scale
 
     def inside(self) -> torch.Tensor:
         """Of the unconditional rows where anything but the start token wins, ``B h w`` bool."""
-        start, others = self.foreground.mean.unbind(dim=1)
-        return others > start
+        planes = self._rows(False)
+        return planes[:, 1] > planes[:, 0]
+
+    def _rows(self, conditional: bool) -> torch.Tensor:
+        rows = [row for row, kind in enumerate(self.conditional) if kind == conditional]
+        return Rows(rows, self._constants).take(self.planes())
 
     def semantic_map(self, winner: torch.Tensor, foreground: torch.Tensor | None) -> SemanticMap:
         """The map of ``B h w`` :meth:`winner` and :meth:`inside`, which may come from different calls."""
         restricted = self.ca_scale < SINGLE_SCALE and not math.isclose(self.ca_scale, SINGLE_SCALE)
-        return SemanticMap(winner, foreground, len(self.concepts), restricted)
-
-    def finish(self) -> SemanticMap | None:
-        """The map of rows that were all seen here, or None when no conditional row was."""
-        if not self.columns.count:
-            return None
-        return self.semantic_map(self.winner(), self.inside() if self.foreground.count else None)
-
-
-def cross_probabilities(q: torch.Tensor, k: torch.Tensor, heads: int) -> torch.Tensor:
-    """Head-mean cross-attention (Eq. 4), ``B N T``."""
-    return mean_probabilities(q, k, heads)
+        return SemanticMap(winner, foreground, len(self.concepts), self._columns, restricted)

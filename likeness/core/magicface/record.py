@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -20,7 +21,8 @@ class StepRecord:
 
     Attributes:
         sigma: noise level. step: index in the sampler's schedule. stage: ``"rsa"`` or ``"rba"``.
-        labels: semantic map, ``B h w`` int64 on the CPU: 0 background, i the i-th reference; None when none was made.
+        labels: semantic map, ``B h w`` int64: 0 background, c the c-th concept; None when none was made. On the CPU
+            once the run has ended.
     """
 
     sigma: float
@@ -105,7 +107,7 @@ def reference_share(
     q: torch.Tensor,
     k: torch.Tensor,
     heads: int,
-    keys: ReferenceKeys,
+    keys: Sequence[ReferenceKeys],
     allowed: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Head-mean attention of one picture's tokens over the references' keys, in chunks of queries.
@@ -113,16 +115,17 @@ def reference_share(
     Args:
         q, k: ``N C``.
         heads: heads merged in C.
-        keys: all references' keys, M of them.
+        keys: all references', M keys together.
         allowed: ``N M`` bool, which queries see which key (RBA); None is all (RSA).
 
     Returns:
         ``N M`` float32; with the own keys' share a row sums to 1.
     """
     own = k.shape[0]
-    k4 = split_heads(torch.cat([k, keys.k.to(k)])[None], heads).float()[0]  # H N+M D
+    k4 = split_heads(torch.cat([k, *(part.k.to(k) for part in keys)])[None], heads).float()[0]  # H N+M D
     q4 = split_heads(q[None], heads).float()[0]  # H N D
-    bias = torch.cat([keys.bias.new_zeros(own), keys.bias]).float()
+    biases = [torch.full((len(part.k),), part.bias, device=q.device) for part in keys]
+    bias = torch.cat([torch.zeros(own, device=q.device), *biases])
     shares = []
     for start in range(0, q.shape[0], QUERY_CHUNK):
         rows = slice(start, start + QUERY_CHUNK)
@@ -178,15 +181,21 @@ class RunRecorder:
         """A call ended well: write what it showed. ``labels``: ``B h w``, or None where no map was made."""
         if self.wants_map(step) and (labels is not None or all(known.step != step for known in self.recorder.steps)):
             kept = [record for record in self.recorder.steps if record.step != step]
-            self.recorder.steps[:] = [*kept, StepRecord(sigma, step, stage, None if labels is None else labels.cpu())]
+            self.recorder.steps[:] = [*kept, StepRecord(sigma, step, stage, labels)]
         if self._look is not None:
             self._write_look(step, self._look)
             self._look = None
 
+    def close(self) -> None:
+        """The run ended: bring to the CPU what it has kept on the device, where nothing had to wait for it."""
+        steps = self.recorder.steps
+        steps[:] = [s if s.labels is None else replace(s, labels=s.labels.cpu()) for s in steps]
+
     def _write_look(self, step: int, look: _Look) -> None:
         share, tokens = (look.share / look.count).cpu(), look.tokens
         real = tokens.token >= 0
-        share, tokens = share[:, real], KeyTokens(tokens.reference[real], tokens.token[real], tokens.grids)
+        kinds = (tokens.concept, tokens.reference, tokens.token)
+        share, tokens = share[:, real], KeyTokens(*(kind[real] for kind in kinds), tokens.grids)
         r = self.recorder
         r.correspondence[:] = [c for c in r.correspondence if c.step != step]
         r.correspondence.append(_correspondence(step, look.grid, share, tokens))

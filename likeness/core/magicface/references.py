@@ -13,6 +13,8 @@ from ..blocks import BlockId, UNetLayout
 from ..digest import digest
 from ..masks import level_grid, mask_to_grid
 from .cache import KeyValue, ReferenceEntry
+from .constants import Constants
+from .injection import ReferenceKeys
 from .request import Reference
 
 NOISE_BINS = 64  # noise is drawn anew every 1/64 in log sigma, so that rounding between hosts draws the same
@@ -79,6 +81,7 @@ class ReferencePath:
         self.weighting = weighting
         self._layout = layout
         self._kept: dict[tuple[int, int], torch.Tensor | None] = {}
+        self._constants = Constants()
 
     def grid(self, block: BlockId) -> tuple[int, int]:
         """Token grid of the reference at a block."""
@@ -95,7 +98,7 @@ class ReferencePath:
     def _indices(self, grid: tuple[int, int]) -> torch.Tensor | None:
         if self.reference.mask is None:
             return None
-        inside = mask_to_grid(self.reference.mask, grid).flatten()
+        inside = mask_to_grid(self.reference.mask.cpu(), grid).flatten()
         return None if bool(inside.all()) else inside.nonzero().flatten()
 
     def key_tokens(self, block: BlockId) -> torch.Tensor:
@@ -105,36 +108,34 @@ class ReferencePath:
         if kept is None:
             return torch.arange(height * width)
         closing = self.weighting == "multiplicative"
-        return torch.cat([kept.cpu(), torch.tensor([-1])]) if closing else kept.cpu()
+        return torch.cat([kept, torch.tensor([-1])]) if closing else kept
 
     def reduce(self, block: BlockId, k: torch.Tensor, v: torch.Tensor) -> KeyValue:
         """Keep of one captured layer what attention will need: ``M C`` each, owning their memory."""
         kept = self.kept(block)
         if kept is None:
             return k.clone(), v.clone()
-        kept = kept.to(k.device)
-        inside_k, inside_v = k[kept], v[kept]
+        grid = self.grid(block)
+        index = self._constants.get(("kept", grid), lambda: kept, k.device)
+        inside_k, inside_v = k.index_select(0, index), v.index_select(0, index)
         if self.weighting != "multiplicative":
             return inside_k, inside_v
-        outside = torch.ones(k.shape[0], dtype=torch.bool, device=k.device)
-        outside[kept] = False
-        mean = v[outside].float().mean(dim=0, keepdim=True).to(v.dtype)
+        outside = self._constants.get(("outside", grid), lambda: _others(kept, grid), k.device)
+        mean = v.index_select(0, outside).float().mean(dim=0, keepdim=True).to(v.dtype)
         return torch.cat([inside_k, torch.zeros_like(mean)]), torch.cat([inside_v, mean])
 
-    def keys(self, block: BlockId, pair: KeyValue) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Weighted keys ``M C``, values ``M C`` and logit bias ``M`` (float32) of a block."""
+    def keys(self, block: BlockId, pair: KeyValue) -> list[ReferenceKeys]:
+        """Weighted keys and values of a block; :meth:`key_tokens` tells what they are."""
         k, v = pair
         weight = self.reference.weight
-        bias = torch.zeros(k.shape[0], device=k.device)
-        if self.weighting == "additive":
-            bias += weight
-        elif self.weighting == "multiplicative":
-            k = k * weight  # the closing key is zero and stays so
-            kept = self.kept(block)
-            if kept is not None:
-                height, width = self.grid(block)
-                bias[-1] = math.log(height * width - kept.shape[0])
-        return k, v, bias
+        if self.weighting != "multiplicative":
+            return [ReferenceKeys(k, v, float(weight) if self.weighting == "additive" else 0.0)]
+        kept = self.kept(block)
+        if kept is None:
+            return [ReferenceKeys(k * weight, v, 0.0)]
+        height, width = self.grid(block)
+        closing = ReferenceKeys(k[-1:], v[-1:], math.log(height * width - len(kept)))
+        return [ReferenceKeys(k[:-1] * weight, v[:-1], 0.0), closing]
 
     def cache_key(self, model_key: Hashable, noise_seed: int, blocks: Iterable[BlockId]) -> str:
         """Digest of all that the captured K, V depend on, but for sigma."""
@@ -142,6 +143,13 @@ class ReferencePath:
         mask = "whole" if r.mask is None else r.mask
         reading = "multiplicative" if self.weighting == "multiplicative" else "dropped"
         return digest(r.latent, mask, r.context_key, model_key, noise_seed, self.index, reading, tuple(blocks))
+
+
+def _others(kept: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+    """The indices of a grid's tokens that are not among ``kept``."""
+    outside = torch.ones(grid[0] * grid[1], dtype=torch.bool)
+    outside[kept] = False
+    return outside.nonzero().flatten()
 
 
 @dataclass

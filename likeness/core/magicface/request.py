@@ -68,7 +68,8 @@ class MapOptions:
     """How the latent semantic map is made (section 3.2.2).
 
     Attributes:
-        factors: resolutions used, as latent pixels per token along a side: 2, 4 and 8; 1 adds the finest.
+        factors: resolutions used, as shares of the side of the model's finest attention level: a half, a quarter and
+            an eighth; 1 adds the finest itself (SD: 64 tokens a side at 512 pixels, SDXL: 64 at 1024).
         completion: ``"paper"`` (S C), ``"code"`` ((S + 3 S^2) / 4 C, as released) or ``"none"`` (C alone).
         ca_scale: factor on the non-concept tokens before the argmax; None is 0.9 for one concept and 0.6 for more.
         chunk: tokens of one text-encoder window; every window begins with a start token.

@@ -26,9 +26,10 @@ from ..schedule import same_sigma
 from . import guidance
 from .cache import ReferenceEntry
 from .call import MagicFaceCall
-from .injection import ReferenceKeys
+from .injection import BlockKeys
 from .record import RunRecorder
 from .references import Capture, Noising, ReferenceBatch, ReferencesCaptured, add_noise, noised
+from .regions import Regions
 from .request import MagicFaceRequest
 from .run_maps import RunMaps, View
 from .setting import RSA, RunSetting, check_layout
@@ -72,7 +73,7 @@ class MagicFaceRun:
         self._device = device
         self._noising = noising
         self._sigma: float | None = None
-        self._entries: tuple[float, list[ReferenceEntry]] | None = None
+        self._keys: tuple[float, dict[BlockId, BlockKeys]] | None = None
         self._maps = RunMaps()
         if self.setting is not None:
             self._prepare(self.setting, model_key)
@@ -119,58 +120,65 @@ class MagicFaceRun:
         if not same_sigma(sigma, self._sigma):
             self._maps.promote()
             self._sigma = sigma
-        stage = setting.stage(sigma)
-        active = any(conditional) and (stage == RSA or setting.placement.any_placed or self._maps.any_concept)
+        stage, grid = setting.stage(sigma), tuple(grid)
+        views = _views(_image_index(conditional) if image_index is None else image_index, frames)
+        regions = Regions(setting.placement, self._maps, setting.constants, self._on)
+        wanted = [view for view, mine in zip(views, conditional, strict=True) if mine]
+        active = bool(wanted) and (stage == RSA or self._any_concept(regions, wanted, grid))
         needed = setting.needs_map(sigma)
         return MagicFaceCall(
             setting=setting,
             sigma=sigma,
             stage=stage,
             conditional=conditional,
-            views=_views(_image_index(conditional) if image_index is None else image_index, frames),
+            views=views,
             is_prompt_row=conditional if is_prompt_row is None else tuple(is_prompt_row),
-            grid=tuple(grid),
-            keys=self._concept_keys(sigma) if active else {},
+            grid=grid,
+            keys=self._block_keys(sigma) if active else {},
             maps=self._maps,
+            regions=regions,
             observes=needed or self._recorded(sigma),
             keeps=needed,
             recorder=self.recorder,
         )
 
+    def _any_concept(self, regions: Regions, views: Sequence[View], grid: Grid) -> bool:
+        """Whether a concept has a place in any of the views: where none has, RBA is plain attention."""
+        if not self.setting.placement.any_placed and self._maps.current(views[:1]) is None:
+            return False
+        return any(map(len, regions.groups(views, self.setting.attention_grids(grid)).values()))
+
     def _recorded(self, sigma: float) -> bool:
         return self.recorder is not None and self.recorder.wants_map(self.setting.schedule.step(sigma))
 
-    def _advance(self, sigma: float) -> None:
-        """A new noise level begins: what was observed at the previous one becomes the map in use."""
-        for maps in self._maps.values():
-            maps.promote()
-        self._sigma = sigma
-
     # -- references ----------------------------------------------------------------------------------------------
 
-    def _concept_keys(self, sigma: float) -> dict[BlockId, list[ReferenceKeys]]:
-        """Keys per block and concept at a noise level."""
+    @property
+    def _on(self) -> torch.device:
+        return self._device or self.setting.paths[0].reference.latent.device
+
+    def _block_keys(self, sigma: float) -> dict[BlockId, BlockKeys]:
+        """Keys per block at a noise level, made once."""
+        if self._keys is not None and same_sigma(self._keys[0], sigma):
+            return self._keys[1]
+        self._keys = None
         entries = self._reference_entries(sigma)
-        keys: dict[BlockId, list[ReferenceKeys]] = {}
+        keys: dict[BlockId, BlockKeys] = {}
         paths, concepts = self.setting.paths, self.setting.placement.concepts
         for block in self.setting.blocks:
-            made = [ReferenceKeys(*path.keys(block, e[block])) for path, e in zip(paths, entries, strict=True)]
-            keys[block] = [ReferenceKeys.join([made[i] for i in c.members]) for c in concepts]
+            made = [path.keys(block, e[block]) for path, e in zip(paths, entries, strict=True)]
+            keys[block] = BlockKeys(tuple(tuple(key for i in c.members for key in made[i]) for c in concepts))
+        self._keys = (sigma, keys)
         return keys
 
     def _reference_entries(self, sigma: float) -> list[ReferenceEntry]:
-        if self._entries is not None and same_sigma(self._entries[0], sigma):
-            return self._entries[1]
-        self._entries = None
         cache, stamp = self.setting.request.cache, f"{sigma:.6g}"
-        device = self._device or self.setting.paths[0].reference.latent.device
-        entries = [cache.get((key, stamp), device) for key in self._cache_keys]
+        entries = [cache.get((key, stamp), self._on) for key in self._cache_keys]
         missing = [i for i, entry in enumerate(entries) if entry is None]
         for indices in self._batches(missing):
             for i, entry in zip(indices, self._capture(indices, sigma), strict=True):
                 entries[i] = entry
                 cache.put((self._cache_keys[i], stamp), entry)
-        self._entries = (sigma, entries)
         return entries
 
     def _batches(self, indices: Sequence[int]) -> list[list[int]]:
@@ -199,12 +207,15 @@ class MagicFaceRun:
     def guide(self, cond: torch.Tensor, uncond: torch.Tensor, scale: float) -> torch.Tensor:
         """S-CFG of the present sigma's predictions ``B C h w`` (noise or denoised); plain guidance without a map."""
         views = [(image, FULL_FRAME) for image in range(cond.shape[0])]
-        return guidance.guide(cond, uncond, scale, self._maps.present(views) or self._maps.current(views))
+        found = self._maps.present(views) or self._maps.current(views)
+        return guidance.guide(cond, uncond, scale, found, self.setting.constants if self.setting else None)
 
     def close(self) -> None:
         """Drop all state; may be called twice."""
         self._maps.clear()
-        self._entries = None
+        self._keys = None
+        if self.recorder is not None:
+            self.recorder.close()
         self.recorder = None
         self._sigma = None
         self.setting = None

@@ -14,6 +14,10 @@ from .maps import MapBuilder, SemanticMap
 View = tuple[int, Frame | None]
 
 
+def _stack(planes: Sequence[torch.Tensor]) -> torch.Tensor:
+    return planes[0][None] if len(planes) == 1 else torch.stack(list(planes))
+
+
 class RunMaps:
     """Maps by view, so that it does not matter in which calls and in what order a host hands over its rows.
 
@@ -44,11 +48,14 @@ class RunMaps:
         Args:
             kept: whether the method itself needs it; what is made for a record alone is never used.
         """
-        if builder.columns.count:
+        if not builder.seen:
+            return
+        if cond:
             self._winner |= dict(zip(cond, builder.winner(), strict=True))
-        if builder.foreground.count:
+            self._builder = builder
+        if uncond:
             self._inside |= dict(zip(uncond, builder.inside(), strict=True))
-        self._builder, self._kept = builder, self._kept or kept
+        self._kept = self._kept or kept
 
     def present(self, views: Sequence[View]) -> SemanticMap | None:
         """The map of the present noise level, if all of these views have been collected."""
@@ -56,8 +63,8 @@ class RunMaps:
             return None
         inside = None
         if all(view in self._inside for view in views):
-            inside = torch.stack([self._inside[view] for view in views])
-        return self._builder.semantic_map(torch.stack([self._winner[view] for view in views]), inside)
+            inside = _stack([self._inside[view] for view in views])
+        return self._builder.semantic_map(_stack([self._winner[view] for view in views]), inside)
 
     def present_pictures(self) -> list[View]:
         """The whole pictures that have been collected at the present noise level, in order."""
@@ -74,13 +81,6 @@ class RunMaps:
             self._current |= {view: self.present([view]) for view in self._winner}
             self.derived.clear()
         self._winner, self._inside, self._kept = {}, {}, False
-
-    @property
-    def any_concept(self) -> bool:
-        """Whether a concept has a place in any map in use."""
-        if "any" not in self.derived:
-            self.derived["any"] = any(bool((found.labels > 0).any()) for found in self._current.values())
-        return self.derived["any"]
 
     def clear(self) -> None:
         """Forget everything."""

@@ -13,6 +13,7 @@ from ..errors import bad_input
 from ..masks import Grid, level_grid
 from ..schedule import Schedule
 from .concepts import Placement, group_references
+from .constants import Constants
 from .injection import KeyTokens
 from .maps import MapBuilder, auto_ca_scale
 from .references import ReferencePath
@@ -42,6 +43,7 @@ class RunSetting:
         placement: their concepts. blocks: with reference attention. map_blocks: of which maps are made.
         ca_scale: factor on non-concept tokens.
         attention: the host's plain self-attention ``(q, k, v, heads) -> out``, for rows without references.
+        constants: what stays the same on the device.
     """
 
     request: MagicFaceRequest
@@ -53,6 +55,7 @@ class RunSetting:
     map_blocks: frozenset[BlockId]
     ca_scale: float
     attention: AttentionFunction
+    constants: Constants
 
     @classmethod
     def of(
@@ -76,12 +79,14 @@ class RunSetting:
         if not paths or len(sigmas) < 2:
             return None
         check_layout(layout)
-        placement = Placement(group_references([path.reference for path in paths]))
+        constants = Constants()
+        placement = Placement(group_references([path.reference for path in paths]), constants)
         _check_positions(request, placement, paths)
         ca_scale = request.maps.ca_scale or auto_ca_scale(len(placement.concepts))
         blocks, map_blocks = layout.select(request.layers), _map_blocks(request, layout)
         schedule = Schedule(sigmas)
-        return cls(request, layout, schedule, paths, placement, blocks, map_blocks, ca_scale, attention or attend)
+        parts = (request, layout, schedule, paths, placement, blocks, map_blocks, ca_scale, attention or attend)
+        return cls(*parts, constants)
 
     def stage(self, sigma: float) -> str:
         """:data:`RSA` in the first alpha of the steps, :data:`RBA` afterwards."""
@@ -100,34 +105,41 @@ class RunSetting:
         """Whether unconditional rows are observed."""
         return self.request.scfg or self.ca_scale < auto_ca_scale(1)
 
-    def new_builder(self, grid: Grid) -> MapBuilder:
-        """A map to be made for latents of this size."""
+    def attention_grids(self, grid: Grid) -> tuple[Grid, ...]:
+        """The token grids of the blocks with reference attention, for latents of this size."""
+        return tuple(dict.fromkeys(level_grid(grid, self.layout.factor(block)) for block in self.blocks))
+
+    def new_builder(self, grid: Grid, conditional: Sequence[bool]) -> MapBuilder:
+        """A map to be made of rows of these kinds, for latents of this size."""
         options = self.request.maps
         finest = min(self.layout.factor(block) for block in self.map_blocks)
         target = level_grid(grid, finest)
-        return MapBuilder(self.placement.phrases, self.ca_scale, options.completion, options.chunk, target)
+        of_request = (self.placement.phrases, self.ca_scale, options.completion, options.chunk)
+        return MapBuilder(*of_request, target, conditional, self.constants)
 
     def key_tokens(self, block: BlockId) -> KeyTokens:
         """Which reference's which token every key of a block is, in the order of the concepts' keys."""
         tokens = [
-            (path.index + 1, path.key_tokens(block).cpu())
-            for concept in self.placement.concepts
+            (number, path.index + 1, path.key_tokens(block))
+            for number, concept in enumerate(self.placement.concepts, 1)
             for path in (self.paths[index] for index in concept.members)
         ]
         return KeyTokens(
-            torch.cat([torch.full_like(token, number) for number, token in tokens]),
-            torch.cat([token for _, token in tokens]),
+            torch.cat([torch.full_like(token, number) for number, _, token in tokens]),
+            torch.cat([torch.full_like(token, number) for _, number, token in tokens]),
+            torch.cat([token for _, _, token in tokens]),
             {path.index + 1: path.grid(block) for path in self.paths},
         )
 
 
 def _map_blocks(request: MagicFaceRequest, layout: UNetLayout) -> frozenset[BlockId]:
-    blocks = frozenset(block for block in layout.blocks if layout.factor(block) in request.maps.factors)
+    finest = layout.factors[0]
+    blocks = frozenset(block for block in layout.blocks if layout.factor(block) // finest in request.maps.factors)
     if not blocks:
         raise bad_input(
             "MagicFace: map resolutions",
             f"{request.maps.factors}",
-            f"some of {layout.factors}, where this model has attention",
+            f"some of {tuple(factor // finest for factor in layout.factors)}, where this model has attention",
             "Choose at least one of them.",
         )
     return blocks

@@ -14,10 +14,19 @@ from likeness.core.blocks import UNetLayout
 from likeness.core.errors import LikenessError
 from likeness.core.magicface import cache as cache_module
 from likeness.core.magicface.cache import ReferenceCache
+from likeness.core.magicface.constants import Constants, Rows
 from likeness.core.magicface.guidance import guide
-from likeness.core.magicface.injection import ReferenceKeys, group_tokens, rba, rsa
-from likeness.core.magicface.maps import MapBuilder, SemanticMap, complete, concept_columns, gaussian_kernel
+from likeness.core.magicface.injection import BlockKeys, rba, rsa
+from likeness.core.magicface.maps import (
+    MapBuilder,
+    SemanticMap,
+    complete,
+    concept_columns,
+    gaussian_kernel,
+    replaced_columns,
+)
 from likeness.core.magicface.references import Capture, ReferencePath, ReferencesCaptured, noised, reference_noise
+from likeness.core.magicface.regions import group_tokens
 from likeness.core.magicface.request import MagicFaceRequest, MapOptions, Reference
 from likeness.core.masks import mask_to_grid
 from likeness.core.prompt import Word, find_phrase
@@ -35,7 +44,7 @@ def reference(index: int, grid=(4, 5), mask: torch.Tensor | None = None, weight:
     return Reference(f"c{index}", rand(1, 4, *grid, seed=index), None, index, (index + 1,), mask, weight)
 
 
-def captured(references: list[Reference], weighting: str) -> tuple[list[ReferenceKeys], list[torch.Tensor]]:
+def captured(references: list[Reference], weighting: str) -> tuple[BlockKeys, list[torch.Tensor]]:
     """The core's keys of every reference, and the raw K, V (``2 M C``) they were made of."""
     keys, raw = [], []
     for i, r in enumerate(references):
@@ -45,9 +54,9 @@ def captured(references: list[Reference], weighting: str) -> tuple[list[Referenc
         capture = Capture((path,), (BLOCK,))
         with pytest.raises(ReferencesCaptured):
             capture.store(BLOCK, kv[:1], kv[1:])
-        keys.append(ReferenceKeys(*path.keys(BLOCK, capture.entries[0][BLOCK])))
+        keys.append(tuple(path.keys(BLOCK, capture.entries[0][BLOCK])))
         raw.append(kv)
-    return keys, raw
+    return BlockKeys(tuple(keys)), raw
 
 
 def naive_attention(q, k, v, multiplier, added) -> torch.Tensor:
@@ -120,7 +129,7 @@ def test_rba_is_equation_6(name, weighting):
     labels = torch.randint(0, len(references) + 1, (2, 24), generator=torch.Generator().manual_seed(1))
     labels[1, :] = 0  # a picture whose map shows no concept
     labels[1, 3] = 1
-    got = rba(q, k, v, HEADS, keys, [group_tokens(row) for row in labels])
+    got = rba(q, k, v, HEADS, keys, group_tokens(labels, len(references)))
     for row in range(2):
         for token in range(24):
             chosen = [i for i in range(len(references)) if labels[row, token] == i + 1]
@@ -136,7 +145,7 @@ def test_another_patchs_attention_over_the_own_keys_changes_nothing_when_it_is_t
     references = REFERENCE_SETS["two"]
     q, k, v = rand(1, 24, WIDTH, seed=7), rand(1, 24, WIDTH, seed=8), rand(1, 24, WIDTH, seed=9)
     keys, _ = captured(references, weighting)
-    groups = [group_tokens(torch.arange(24) % 3)]
+    groups = group_tokens(torch.arange(24)[None] % 3, 2)
     plain = attend(q, k, v, HEADS)
     assert torch.allclose(rsa(q, k, v, HEADS, keys, plain), rsa(q, k, v, HEADS, keys), atol=1e-5)
     assert torch.allclose(rba(q, k, v, HEADS, keys, groups, plain), rba(q, k, v, HEADS, keys, groups), atol=1e-5)
@@ -219,11 +228,11 @@ def test_kernel_has_the_factor_two():
 def test_map_pipeline(how, ca_scale):
     concepts, target = ((2,), (4, 5)), (8, 6)
     cond, uncond = layers(0), layers(500)
-    builder = MapBuilder(concepts, ca_scale, how, chunk=77, target=target)
-    for q, k, cross, grid in cond:
-        builder.add_conditional(q, k, cross, HEADS, grid)
-    for q, k, cross, grid in uncond:
-        builder.add_unconditional(q, k, cross, HEADS, grid)
+    builder = MapBuilder(concepts, ca_scale, how, 77, target, [True, True, False, False])
+    matrix = builder.columns(torch.zeros(1), 11, [None] * 4)
+    for seen, empty in zip(cond, uncond, strict=True):
+        q, k, cross = (torch.cat(pair) for pair in zip(seen[:3], empty[:3], strict=True))
+        builder.add(q, k, cross @ matrix, HEADS, seen[3])
     others = [t for t in range(11) if t not in (2, 4, 5)]
     planes = naive_planes(
         cond,
@@ -238,7 +247,7 @@ def test_map_pipeline(how, ca_scale):
     labels = torch.where(winner < 2, winner + 1, torch.zeros_like(winner))
     if ca_scale < 0.9:
         labels = labels * foreground
-    semantic = builder.finish()
+    semantic = builder.semantic_map(builder.winner(), builder.inside())
     assert torch.equal(semantic.winner, winner)
     assert torch.equal(semantic.foreground, foreground)
     assert torch.equal(semantic.labels, labels)
@@ -247,7 +256,28 @@ def test_map_pipeline(how, ca_scale):
 
 def test_concept_beyond_the_context_is_an_error():
     with pytest.raises(LikenessError, match="position 11"):
-        concept_columns(torch.rand(1, 4, 11), [(11,)])
+        concept_columns(11, [(11,)])
+
+
+def test_columns_of_a_text_in_the_prompts_place_sum_to_the_prompts():
+    """A text of three tokens, the second of which stands for two of the prompt's; it is repeated once."""
+    shares = torch.tensor([[1.0, 0, 0, 0], [0, 0.5, 0.5, 0], [0, 0, 0, 1]])
+    cross = torch.rand(5, 6)
+    prompt = cross[:, :3] @ shares + cross[:, 3:] @ shares
+    made = cross @ replaced_columns(6, shares, lambda tokens: concept_columns(tokens, [(2,)]))
+    torch.testing.assert_close(made, prompt[:, [2, 0, 1, 3]])
+    plain = concept_columns(4, [(2,)])
+    for tokens, given in ((4, None), (4, shares)):  # the prompt itself; a length that the shares do not know
+        assert torch.equal(replaced_columns(tokens, given, lambda tokens: concept_columns(tokens, [(2,)])), plain)
+
+
+def test_rows_are_taken_and_put_back_in_any_order():
+    x = torch.arange(5)
+    for rows in ([0, 1], [3, 4], [0, 2, 3], [4], [0, 1, 2, 3, 4]):
+        mine = Rows(rows, Constants())
+        others = Rows([row for row in range(5) if row not in rows], Constants())
+        assert mine.take(x).tolist() == rows
+        assert torch.equal(mine.put(mine.take(x), others.take(x)), x)
 
 
 # -- S-CFG -----------------------------------------------------------------------------------------------------------
@@ -261,7 +291,7 @@ def test_scfg(restricted, scale):
     foreground = torch.rand(2, 4, 3, generator=g) > 0.4
     cond, uncond = rand(2, 4, 8, 6, seed=1), rand(2, 4, 8, 6, seed=2)
     cond[:, :, :, :3] *= 5  # regions far from the mean, so that the clamps act
-    got = guide(cond, uncond, scale, SemanticMap(winner, foreground, 2, restricted))
+    got = guide(cond, uncond, scale, SemanticMap(winner, foreground, 2, 5, restricted))
     up = lambda x: x.double().repeat_interleave(2, dim=-1).repeat_interleave(2, dim=-2)  # noqa: E731
     delta = (cond - uncond).double()
     norm = delta.pow(2).sum(dim=1).sqrt()

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from support.attention import head_mean
 from support.comfy import magicface, tiny
 from support.comfy.persona import PLAIN, PROMPT, WORDS, chain
 
 from likeness.core.magicface.call import MagicFaceCall
-from likeness.core.magicface.maps import MapBuilder, cross_probabilities
+from likeness.core.magicface.maps import MapBuilder
 from likeness.core.magicface.run import Capture
 from likeness.hosts.comfy.persona import session as comfy_persona
 from likeness.hosts.comfy.persona.shares import prompt_shares
@@ -66,10 +67,11 @@ def test_a_prompt_that_is_not_magicfaces_is_told_once_a_run(parts, prompt, told,
 def test_concepts_are_found_in_the_spoken_words(parts, magicface_first, monkeypatch):
     """The map's columns of 'face' and 'snow' are the attention to the persona's words and to the moved word."""
     looked, added = [], []
-    look, add = MagicFaceCall.cross_attention, MapBuilder.add_conditional
+    look, add = MagicFaceCall.cross_attention, MapBuilder.add
 
     def spy_look(call, block, q, k, heads, places=None):
-        looked.append((q[call._watch_cond[0]], k[call._watch_cond[0]], heads, places))
+        row = next(row for row in call._watched if call.conditional[row])
+        looked.append((q[row], k[row], heads, places, call._watched.index(row)))
         look(call, block, q, k, heads, places)
 
     def spy_add(builder, q, k, cross, heads, grid):
@@ -77,18 +79,18 @@ def test_concepts_are_found_in_the_spoken_words(parts, magicface_first, monkeypa
         add(builder, q, k, cross, heads, grid)
 
     monkeypatch.setattr(MagicFaceCall, "cross_attention", spy_look)
-    monkeypatch.setattr(MapBuilder, "add_conditional", spy_add)
+    monkeypatch.setattr(MapBuilder, "add", spy_add)
     model, positive = both(parts, ("face", "snow"), magicface_first=magicface_first, alpha=0.0)
     sample(parts, model, positive)
     speaking = 0
-    for (q, k, heads, places), columns in zip(looked, added, strict=True):
-        cross = cross_probabilities(q[None], k[None], heads)[0]
+    for (q, k, heads, places, row), columns in zip(looked, added, strict=True):
+        cross = head_mean(q, k, heads)
         spoken = places is not None and any(place is not None for place in places)
         speaking += spoken
         face, snow = (SPOKEN_FACE, SPOKEN_SNOW) if spoken else ([FACE], [SNOW])
-        torch.testing.assert_close(columns[0][:, FACE], cross[:, face].sum(-1))
-        torch.testing.assert_close(columns[0][:, SNOW], cross[:, snow].sum(-1))
-        torch.testing.assert_close(columns[0].sum(-1), torch.ones(cross.shape[0]))
+        torch.testing.assert_close(columns[row, :, 0], cross[:, face].sum(-1))
+        torch.testing.assert_close(columns[row, :, 1], cross[:, snow].sum(-1))
+        torch.testing.assert_close(columns[row].sum(-1), torch.ones(cross.shape[0]))
         if spoken:
             assert [place is not None for place in places].count(True) == 1, "only the conditional row speaks"
     assert 0 < speaking < len(looked), "the plain word first, the persona's words later"

@@ -352,11 +352,11 @@ def test_labels_of_placed_and_found_concepts():
     assert [c.members for c in concepts] == [(0, 3), (1,), (2,)]
     placement = Placement(concepts)
     found = torch.tensor([[0, 3, 1, 2]]).expand(4, 4)[None]
-    semantic = SemanticMap((found - 1) % 4, None, 3, False)
+    semantic = SemanticMap((found - 1) % 4, None, 3, 4, False)
     assert torch.equal(semantic.labels, found)
     expected = torch.tensor([[3, 3, 2, 2], [3, 3, 2, 2], [3, 3, 1, 0], [3, 3, 1, 0]])
     assert torch.equal(placement.labels(semantic, (4, 4))[0], expected)
-    corner = SemanticMap(semantic.winner[:, 2:, 1:3], None, 3, False)
+    corner = SemanticMap(semantic.winner[:, 2:, 1:3], None, 3, 4, False)
     assert torch.equal(placement.labels(corner, (2, 2), Frame(0.5, 0.25, 0.5, 0.5))[0], expected[2:, 1:3])
     no_map = torch.tensor([[3, 3, 2, 2], [3, 3, 2, 2], [3, 3, 0, 0], [3, 3, 0, 0]])
     assert torch.equal(placement.labels(None, (4, 4))[0], no_map)
@@ -435,7 +435,7 @@ def test_interrupt_leaves_nothing_behind(unet):
     assert all(unet.attn_processors[name] is processor for name, processor in before.items())
     state = held[0]
     assert state.active is None and state.capture is None
-    assert not state.run.enabled and not state.run._maps and state.run._entries is None
+    assert not state.run.enabled and not state.run._maps and state.run._keys is None
     assert torch.equal(vanilla(unet), vanilla(unet))
 
 

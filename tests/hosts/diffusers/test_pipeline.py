@@ -7,11 +7,12 @@ import dataclasses
 import pytest
 import torch
 from diffusers import DDIMInverseScheduler
+from support.attention import head_mean
 
 from lab.people import draw_person
 from likeness.core.errors import LikenessError
 from likeness.core.magicface.call import MagicFaceCall
-from likeness.core.magicface.maps import MapBuilder, cross_probabilities
+from likeness.core.magicface.maps import MapBuilder
 from likeness.core.magicface.request import MagicFaceRequest
 from likeness.core.persona.mapper import Mapper, MapperConfig
 from likeness.core.persona.persona import Persona
@@ -83,11 +84,11 @@ def test_both_act(pipeline: Pipeline) -> None:
 def test_concepts_are_found_in_the_spoken_words(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     """The map's columns of 'person' and 'hat' are the attention to the persona's words and to the moved word."""
     looked, added = [], []
-    look, add = MagicFaceCall.cross_attention, MapBuilder.add_conditional
+    look, add = MagicFaceCall.cross_attention, MapBuilder.add
 
     def spy_look(call, block, q, k, heads, token_maps=None):
-        row = call._watch_cond[0]
-        looked.append((q[row : row + 1], k[row : row + 1], heads, token_maps[row] is not None))
+        row = next(row for row in call._watched if call.conditional[row])
+        looked.append((q[row], k[row], heads, token_maps[row] is not None, call._watched.index(row)))
         look(call, block, q, k, heads, token_maps)
 
     def spy_add(builder, q, k, cross, heads, grid):
@@ -95,15 +96,15 @@ def test_concepts_are_found_in_the_spoken_words(pipeline: Pipeline, monkeypatch:
         add(builder, q, k, cross, heads, grid)
 
     monkeypatch.setattr(MagicFaceCall, "cross_attention", spy_look)
-    monkeypatch.setattr(MapBuilder, "add_conditional", spy_add)
+    monkeypatch.setattr(MapBuilder, "add", spy_add)
     draw(pipeline, magicface=request(pipeline, ("person", "hat"), alpha=0.0))
-    assert len(looked) == len(added) and {spoken for *_, spoken in looked} == {True, False}
-    for (q, k, heads, spoken), columns in zip(looked, added, strict=True):
-        cross = cross_probabilities(q, k, heads)[0]
+    assert len(looked) == len(added) and {spoken for *_, spoken, _ in looked} == {True, False}
+    for (q, k, heads, spoken, row), columns in zip(looked, added, strict=True):
+        cross = head_mean(q, k, heads)
         assert cross.shape[-1] == 77, "the keys' half of the stacked contexts"
         person, hat = (SPOKEN_PERSON, SPOKEN_HAT) if spoken else ([PERSON], [HAT])
-        torch.testing.assert_close(columns[0][:, PERSON], cross[:, person].sum(-1))
-        torch.testing.assert_close(columns[0][:, HAT], cross[:, hat].sum(-1))
+        torch.testing.assert_close(columns[row, :, 0], cross[:, person].sum(-1))
+        torch.testing.assert_close(columns[row, :, 1], cross[:, hat].sum(-1))
 
 
 def test_the_model_is_left_as_found_when_a_run_is_stopped(pipeline: Pipeline) -> None:

@@ -1,0 +1,87 @@
+"""ComfyUI's models on the virtual GPU (:mod:`lab.virtual_gpu`): what a step of sampling asks of the device."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import comfy.model_management as management
+import comfy.sample
+import comfy.samplers
+import pytest
+import torch
+from support.comfy import tiny
+
+from lab.virtual_gpu import DEVICE, Log, move, virtual_gpu
+
+ROOM = 10**12
+
+
+@contextlib.contextmanager
+def host_on_virtual_gpu() -> Iterator[Log]:
+    """While the context is open the host has the virtual GPU, with room for everything and models that stay there."""
+    with pytest.MonkeyPatch.context() as patch, virtual_gpu() as log, torch.no_grad():
+        patch.setattr(management, "load_models_gpu", lambda *_, **__: None)
+        patch.setattr(
+            management, "get_free_memory", lambda _=None, torch_free_too=False: (ROOM, ROOM) if torch_free_too else ROOM
+        )
+        yield log
+
+
+def on_virtual_gpu(patcher: Any, dtype: torch.dtype = torch.float16) -> Any:
+    """A ``MODEL`` moved there, in place, its UNet in half precision."""
+    unet = patcher.model.diffusion_model
+    unet.to(dtype)
+    unet.dtype = dtype
+    move(patcher.model)
+    patcher.load_device = patcher.model.device = DEVICE
+    return patcher
+
+
+@dataclass
+class Steps:
+    """Launches, waits and their places of every step of a run, the first step first."""
+
+    launches: list[int] = field(default_factory=list)
+    syncs: list[int] = field(default_factory=list)
+    places: list[Any] = field(default_factory=list)
+    operations: list[Any] = field(default_factory=list)
+
+
+def counted(
+    log: Log, patcher: Any, positive: list, negative: list, *, steps: int = 6, cfg: float = 5.0, **options: Any
+) -> Steps:
+    """Sample with Euler steps and count each of them."""
+    found = Steps()
+
+    def step(*_: Any) -> None:
+        found.launches.append(log.launches)
+        found.syncs.append(log.syncs)
+        found.places.append(log.places())
+        found.operations.append(log.operations.copy())
+        log.clear()
+
+    start = tiny.noise(options.pop("size", (16, 16)), options.pop("batch", 1))
+    sigmas = comfy.samplers.calculate_sigmas(patcher.get_model_object("model_sampling"), "normal", steps).cpu()
+    with _first_call(log):
+        comfy.sample.sample_custom(
+            patcher, start, cfg, comfy.samplers.sampler_object("euler"), sigmas, positive, negative,
+            torch.zeros_like(start), disable_pbar=True, callback=step, **options,
+        )  # fmt: skip
+    return found
+
+
+@contextlib.contextmanager
+def _first_call(log: Log) -> Iterator[None]:
+    """Count from the first model call on: what comes before it belongs to no step."""
+    sample: Callable = comfy.samplers.KSAMPLER.sample
+
+    def begin(*args: Any, **kwargs: Any) -> Any:
+        log.clear()
+        return sample(*args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(comfy.samplers.KSAMPLER, "sample", begin)
+        yield
