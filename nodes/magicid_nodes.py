@@ -11,7 +11,9 @@ from ..likeness.formats.identity import AUTO, FORMS
 from ..likeness.hosts.comfy.compat import ADVANCED, schema
 from ..likeness.hosts.comfy.faces import models as face_models
 from ..likeness.hosts.comfy.magicid import apply, files, identities
-from .face_nodes import FaceModelsType
+from ..likeness.hosts.comfy.magicid import regions as places
+from ..likeness.hosts.comfy.magicid.identities import chained
+from .face_nodes import BoundingBoxType, FaceModelsType, FacesType, PoseType
 
 CATEGORY = "Likeness/MagicID"
 WeightsType = io.Custom("LIKENESS_IDENTITY_WEIGHTS")
@@ -156,6 +158,133 @@ class BlendIdentities(io.ComfyNode):
         return io.NodeOutput(identities.blend(first, second, share, name))
 
 
+class SaveIdentities(io.ComfyNode):
+    """Save people to a file."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="LikenessSaveIdentities",
+            display_name="Save Identities",
+            category=CATEGORY,
+            description="Writes the people of a chain to models/identities as one safetensors file, without their "
+            "photos.",
+            search_aliases=["store face", "faceid embeds", "identity"],
+            is_output_node=True,
+            inputs=[
+                IdentitiesType.Input("identities", tooltip="All people of the chain are saved."),
+                io.String.Input("name", default="people", tooltip="File name, without ending."),
+                io.Boolean.Input(
+                    "overwrite", default=False, tooltip="Replace a file of that name; off: a number is added."
+                ),
+            ],
+            outputs=[io.String.Output("path", "path", tooltip="The file that was written.")],
+        )
+
+    @classmethod
+    def execute(cls, identities, name, overwrite) -> io.NodeOutput:
+        path = files.write_identities(identities, name, overwrite)
+        return io.NodeOutput(str(path), ui=ui.PreviewText(f"saved as {path.name}"))
+
+
+class LoadIdentities(io.ComfyNode):
+    """Load people from a file."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="LikenessLoadIdentities",
+            display_name="Load Identities",
+            category=CATEGORY,
+            description="Loads people from models/identities: no photos and no face models are needed.",
+            search_aliases=["stored face", "faceid embeds", "identity"],
+            inputs=[
+                WeightsType.Input("weights", tooltip="The weights they were made with, from Load Identity Weights."),
+                io.Combo.Input(
+                    "file", options=files.list_identities(), tooltip="A file in the models folder 'identities'."
+                ),
+                IdentitiesType.Input("identities", optional=True, tooltip="People before these."),
+            ],
+            outputs=[IdentitiesType.Output("identities_out", "identities", tooltip="The people, these last.")],
+        )
+
+    @classmethod
+    def validate_inputs(cls, file) -> bool | str:
+        """Accept files saved since the page was loaded."""
+        try:
+            files.find_identities(file)
+        except ValueError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def fingerprint_inputs(cls, file, **_) -> float:
+        """Read the file again when it was replaced."""
+        return files.find_identities(file).stat().st_mtime
+
+    @classmethod
+    def execute(cls, weights, file, identities=None) -> io.NodeOutput:
+        chain = chained(weights, identities, "Load Identities")
+        for person in files.read_identities(file, weights):
+            chain = chain.plus(person)
+        return io.NodeOutput(chain)
+
+
+class MagicIdRegions(io.ComfyNode):
+    """Say who goes where."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="LikenessMagicIdRegions",
+            display_name="MagicID Regions",
+            category=CATEGORY,
+            description="A place for each person, from masks, boxes, a pose or the faces of a draft, with a preview of "
+            "who goes where.",
+            search_aliases=["regional", "mask per person", "bounding box", "pose", "multiple people"],
+            inputs=[
+                io.MultiType.Input(
+                    "where",
+                    [FacesType, PoseType, BoundingBoxType, io.Mask],
+                    tooltip="Faces of Detect Faces on a draft, POSE_KEYPOINT, boxes, or a batch of masks. Heads count "
+                    "from left to right, boxes and masks as they come.",
+                ),
+                io.Image.Input(
+                    "image", optional=True, tooltip="The draft, for the preview. Boxes need it: it tells their size."
+                ),
+                IdentitiesType.Input(
+                    "identities",
+                    optional=True,
+                    tooltip="The people, for their names; those without a place stay out of the picture.",
+                ),
+                io.String.Input(
+                    "order",
+                    default="",
+                    optional=True,
+                    tooltip="The people of places 1, 2, ...: '2, 1' exchanges two; 0: nobody. Empty: as they come.",
+                ),
+                io.Float.Input(
+                    "grow",
+                    default=1.0,
+                    min=0.2,
+                    max=4.0,
+                    step=0.05,
+                    optional=True,
+                    tooltip="Factor on the size of heads and boxes. Hair and hats may need more than 1.",
+                ),
+            ],
+            outputs=[
+                io.Mask.Output("regions", "regions", tooltip="A mask for each person, for MagicID Apply."),
+                io.Image.Output("preview", "preview", tooltip="Who goes where."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, where, image=None, identities=None, order="", grow=1.0) -> io.NodeOutput:
+        made = places.regions(where, image, identities, order, grow)
+        return io.NodeOutput(made.masks, made.preview, ui=ui.PreviewText(made.note))
+
+
 class MagicIdApply(io.ComfyNode):
     """Put people on a model, each in a place."""
 
@@ -215,4 +344,12 @@ class MagicIdApply(io.ComfyNode):
         return io.NodeOutput(apply.apply(model, identities, regions, strength, overlap, lora_strength, middle_block))
 
 
-NODES = [LoadIdentityWeights, MagicIdIdentity, BlendIdentities, MagicIdApply]
+NODES = [
+    LoadIdentityWeights,
+    MagicIdIdentity,
+    BlendIdentities,
+    SaveIdentities,
+    LoadIdentities,
+    MagicIdRegions,
+    MagicIdApply,
+]

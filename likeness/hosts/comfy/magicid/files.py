@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from ....core.errors import bad_input
+from ....formats.identities import SavedIdentities, SavedPerson, load_identities, save_identities
 from ....formats.identity import AUTO, load_identity_weights
-from .identities import LoadedWeights
+from ....miniature.models import WEIGHTS as SHIPPED
+from .identities import Identities, Identity, LoadedWeights
 
 FOLDERS = ("ipadapter", "instantid", "magicid")
 ENDINGS = (".safetensors", ".bin")
 NONE = "(none)"
+#: The weights that come with the pack, for its drawn people.
+MINIATURE = "miniature/magicid.safetensors"
+IDENTITY_FOLDER = "identities"
 
 
 def _roots() -> list[tuple[str, Path]]:
@@ -33,7 +39,8 @@ def list_weights() -> list[str]:
         for path in sorted(root.rglob("*"))
         if path.suffix in ENDINGS and path.is_file()
     ]
-    return list(dict.fromkeys(found)) or [NONE]
+    shipped = [MINIATURE] if (SHIPPED / Path(MINIATURE).name).is_file() else []
+    return list(dict.fromkeys([*found, *shipped])) or [NONE]
 
 
 def load(name: str, form: str = AUTO) -> LoadedWeights:
@@ -42,6 +49,8 @@ def load(name: str, form: str = AUTO) -> LoadedWeights:
     Raises:
         LikenessError: it is not there, or none that this pack knows.
     """
+    if name == MINIATURE:
+        return LoadedWeights.of(load_identity_weights(SHIPPED / Path(MINIATURE).name, form))
     folder, _, file = name.partition("/")
     for known, root in _roots():
         if known == folder and (root / file).resolve().is_relative_to(root.resolve()) and (root / file).is_file():
@@ -51,3 +60,71 @@ def load(name: str, form: str = AUTO) -> LoadedWeights:
         "Put one there, for SD1.5 for example ip-adapter-faceid-plusv2_sd15.bin of h94/IP-Adapter-FaceID on Hugging "
         "Face (for non-commercial research), and reload the page.",
     )  # fmt: skip
+
+
+def _identity_folder() -> Path:
+    import folder_paths
+
+    known = folder_paths.folder_names_and_paths.get(IDENTITY_FOLDER, ([], set()))[0]
+    return Path(known[0]) if known else Path(folder_paths.models_dir) / IDENTITY_FOLDER
+
+
+def list_identities() -> list[str]:
+    """Names of the identity files in ``models/identities``, or one entry that says there are none."""
+    folder = _identity_folder()
+    found = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.safetensors"))
+    return found or [NONE]
+
+
+def find_identities(name: str) -> Path:
+    """Path of an identity file.
+
+    Raises:
+        LikenessError: there is none of that name.
+    """
+    folder = _identity_folder()
+    path = folder / name
+    if not path.resolve().is_relative_to(folder.resolve()) or not path.is_file():
+        raise bad_input(
+            "Load Identities: file", repr(name), "a file in models/identities", "Save identities first, or copy it."
+        )
+    return path
+
+
+def read_identities(name: str, loaded: LoadedWeights) -> tuple[Identity, ...]:
+    """The people of an identity file.
+
+    Raises:
+        LikenessError: no such file, or one made with another encoder.
+    """
+    saved = load_identities(find_identities(name))
+    if saved.encoder != loaded.key:
+        raise bad_input(
+            f"Load Identities: {name}", f"identities encoded by {saved.made_with}", f"by {loaded.weights.name}",
+            "Load the weights they were made with, or make them again from the photos.",
+        )  # fmt: skip
+    return tuple(
+        Identity(one.name, one.tokens, one.nobody, saved.encoder, one.scale, one.start, one.end)
+        for one in saved.people
+    )
+
+
+def write_identities(identities: Identities, name: str, overwrite: bool) -> Path:
+    """Write people into ``models/identities``; an existing name gets a number unless it may be replaced.
+
+    Raises:
+        LikenessError: nobody to save, a name that is no plain file name, or a full disk.
+    """
+    stem = name.strip().removesuffix(".safetensors")
+    if not re.fullmatch(r"[\w\- .]+", stem) or stem.startswith("."):
+        raise bad_input("Save Identities: name", repr(name), "letters, digits, spaces, - and _", "Choose a plain name.")
+    if not identities.people:
+        raise bad_input("Save Identities: identities", "nobody", "at least one person", "Connect MagicID Identity.")
+    path, number = _identity_folder() / f"{stem}.safetensors", 1
+    while path.exists() and not overwrite:
+        number += 1
+        path = path.with_name(f"{stem}_{number}.safetensors")
+    people = tuple(
+        SavedPerson(one.name, one.tokens, one.nobody, one.scale, one.start, one.end) for one in identities.people
+    )
+    return save_identities(SavedIdentities(people, identities.loaded.key, identities.loaded.weights.name), path)
