@@ -23,6 +23,20 @@ def entry_bytes(entry: ReferenceEntry) -> int:
     return sum(t.numel() * t.element_size() for pair in entry.values() for t in pair)
 
 
+def to_host(x: torch.Tensor) -> torch.Tensor:
+    """A copy in host memory; for CUDA in pinned memory, where nothing waits for the copy, if the system has some."""
+    if not x.is_cuda:
+        return x.cpu()
+    try:
+        return torch.empty_like(x, device="cpu", pin_memory=True).copy_(x, non_blocking=True)
+    except RuntimeError:
+        return x.cpu()
+
+
+def _mapped(entry: ReferenceEntry, copy: Callable[[torch.Tensor], torch.Tensor]) -> ReferenceEntry:
+    return {block: (copy(k), copy(v)) for block, (k, v) in entry.items()}
+
+
 @dataclass
 class _Slot:
     entry: ReferenceEntry
@@ -32,7 +46,7 @@ class _Slot:
 
 
 class ReferenceCache:
-    """A bounded store of reference K, V: first on the model's device, then in host memory.
+    """A bounded store of reference K, V: on the model's device while a run lasts, between runs in host memory.
 
     Sampling visits sigmas in the same order every run, where evicting the oldest would always evict what is needed
     next. So entries of the present run are never evicted: what does not fit is simply not kept, and only entries no
@@ -41,8 +55,7 @@ class ReferenceCache:
     Args:
         device_mb: mebibytes on the model's device (ignored for a model on the CPU).
         host_mb: mebibytes in host memory. Both 0 switches the cache off.
-        free_bytes: tells how many bytes are free on a device; entries go to host memory when less than twice their
-            size would remain. None does not ask.
+        free_bytes: tells how many bytes are free on a device. None does not ask.
     """
 
     def __init__(
@@ -58,15 +71,30 @@ class ReferenceCache:
         self.misses = 0
         self._slots: OrderedDict[Hashable, _Slot] = OrderedDict()
         self._run = 0
+        self._reserve = 0
         self._broken = False
 
     def __len__(self) -> int:
         return len(self._slots)
 
-    def begin_run(self) -> None:
-        """Mark the start of a sampling run: entries it does not touch may make room for its own."""
+    def begin_run(self, reserve: int = 0) -> None:
+        """Mark the start of a sampling run: entries it does not touch may make room for its own.
+
+        Args:
+            reserve: bytes on the device that the cache leaves free for the model's forward.
+        """
         self._run += 1
+        self._reserve = reserve
         self._broken = False
+
+    def end_run(self) -> None:
+        """The device is for others now: what is there goes to host memory, as far as that has room."""
+        self._leave_device(lambda: True)
+
+    def relieve(self, device: torch.device) -> None:
+        """Give up room on the device while less is free there than the run's reserve."""
+        if self.free_bytes is not None and device.type != "cpu":
+            self._leave_device(lambda: self.free_bytes(device) < self._reserve)
 
     def get(self, key: Hashable, device: torch.device) -> ReferenceEntry | None:
         """The entry stored under ``key``, on ``device``, or None."""
@@ -77,9 +105,7 @@ class ReferenceCache:
         self.hits += 1
         slot.run = self._run
         self._slots.move_to_end(key)
-        return {
-            b: (k.to(device, non_blocking=True), v.to(device, non_blocking=True)) for b, (k, v) in slot.entry.items()
-        }
+        return _mapped(slot.entry, lambda x: x.to(device, non_blocking=True))
 
     def put(self, key: Hashable, entry: ReferenceEntry) -> bool:
         """Keep ``entry``; False when it does not fit. Out of memory is a warning, and the run goes on without."""
@@ -87,13 +113,12 @@ class ReferenceCache:
             return False
         size = entry_bytes(entry)
         device = next(iter(entry.values()))[0].device
-        tier = device.type != "cpu" and self._device_has_room(device, size)
         try:
-            if tier and self._make_room(True, size):
+            if device.type != "cpu" and self._make_room(True, size) and self._device_has_room(device):
                 self._keep(key, entry, size, True)
                 return True
             if self._make_room(False, size):
-                self._keep(key, {b: (k.cpu(), v.cpu()) for b, (k, v) in entry.items()}, size, False)
+                self._keep(key, _mapped(entry, to_host), size, False)
                 return True
         except (torch.OutOfMemoryError, MemoryError) as error:
             self._broken = True
@@ -105,12 +130,27 @@ class ReferenceCache:
         self._slots.clear()
         self.used = {True: 0, False: 0}
 
-    def _device_has_room(self, device: torch.device, size: int) -> bool:
-        return self.free_bytes is None or self.free_bytes(device) > 2 * size
+    def _device_has_room(self, device: torch.device) -> bool:
+        """Whether what is free there (the new entry is there already) is more than the run's reserve."""
+        return self.free_bytes is None or self.free_bytes(device) >= self._reserve
 
     def _keep(self, key: Hashable, entry: ReferenceEntry, size: int, on_device: bool) -> None:
         self._slots[key] = _Slot(entry, size, on_device, self._run)
         self.used[on_device] += size
+
+    def _leave_device(self, wanted: Callable[[], bool]) -> None:
+        """Bring entries from the device to host memory, the longest unused first, while that is wanted."""
+        for key in [key for key, slot in self._slots.items() if slot.on_device]:
+            if not wanted():
+                return
+            slot = self._slots.pop(key)
+            self.used[True] -= slot.size
+            try:
+                if self._make_room(False, slot.size):
+                    self._keep(key, _mapped(slot.entry, to_host), slot.size, False)
+            except (torch.OutOfMemoryError, MemoryError):
+                log.warning("MagicFace: no host memory for the reference cache; the next run reads references anew.")
+                return
 
     def _make_room(self, on_device: bool, size: int) -> bool:
         """Evict entries of earlier runs from a tier until ``size`` bytes fit; False when they cannot."""

@@ -51,6 +51,7 @@ class MagicFaceRun:
         attention: the host's plain self-attention ``(q, k, v, heads) -> out``, for rows without references.
         device: where the model computes; None is where the first reference's latent lies.
         noising: the model's forward process; by default the variance-exploding one.
+        reserve: bytes on the device that the cache leaves free for the forward.
 
     Attributes:
         setting: what stays the same through the run; None when nothing would change, and after the end.
@@ -66,6 +67,7 @@ class MagicFaceRun:
         attention: AttentionFunction | None = None,
         device: torch.device | None = None,
         noising: Noising = add_noise,
+        reserve: int = 0,
     ) -> None:
         self.setting = RunSetting.of(request, layout, sigmas, attention)
         self.recorder: RunRecorder | None = None
@@ -76,12 +78,12 @@ class MagicFaceRun:
         self._keys: tuple[float, dict[BlockId, BlockKeys]] | None = None
         self._maps = RunMaps()
         if self.setting is not None:
-            self._prepare(self.setting, model_key)
+            self._prepare(self.setting, model_key, reserve)
 
-    def _prepare(self, setting: RunSetting, model_key: Hashable) -> None:
+    def _prepare(self, setting: RunSetting, model_key: Hashable, reserve: int) -> None:
         request = setting.request
         self._cache_keys = [path.cache_key(model_key, request.noise_seed, setting.blocks) for path in setting.paths]
-        request.cache.begin_run()
+        request.cache.begin_run(reserve)
         if request.recorder is not None:
             self.recorder = RunRecorder(request.recorder, setting.schedule.steps)
 
@@ -173,6 +175,7 @@ class MagicFaceRun:
 
     def _reference_entries(self, sigma: float) -> list[ReferenceEntry]:
         cache, stamp = self.setting.request.cache, f"{sigma:.6g}"
+        cache.relieve(self._on)
         entries = [cache.get((key, stamp), self._on) for key in self._cache_keys]
         missing = [i for i, entry in enumerate(entries) if entry is None]
         for indices in self._batches(missing):
@@ -218,6 +221,8 @@ class MagicFaceRun:
             self.recorder.close()
         self.recorder = None
         self._sigma = None
+        if self.setting is not None:
+            self.setting.request.cache.end_run()
         self.setting = None
 
 

@@ -159,9 +159,13 @@ class System(ABC):
             LikenessError: something about the run cannot be right.
         """
 
-    def counted_rows(self, rows: int) -> int:
-        """For how many pictures the host is to keep memory free, where the run itself has ``rows``."""
-        return rows
+    def counted_rows(self, model: Any, shape: Sequence[int]) -> int:
+        """For how many pictures the host is to keep memory free, where the run's latents have this shape.
+
+        Args:
+            model: the ModelPatcher that is sampled. shape: ``B C h w``.
+        """
+        return shape[0]
 
 
 def install(model: Any, system: System) -> Any:
@@ -196,7 +200,7 @@ class _Wrappers:
             return out
 
     def prepare_sampling(self, executor: Any, model: Any, noise_shape: Sequence[int], *args: Any, **kwargs: Any) -> Any:
-        rows = self.system.counted_rows(noise_shape[0])
+        rows = self.system.counted_rows(model, noise_shape)
         return executor(model, [rows, *noise_shape[1:]], *args, **kwargs)
 
     def calc_cond_batch(

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from lab.virtual_gpu import DEVICE, virtual_gpu
 from likeness.core.attention import attend
 from likeness.core.blocks import UNetLayout
 from likeness.core.errors import LikenessError
@@ -364,6 +365,42 @@ def test_cache_never_evicts_what_the_present_run_uses():
     assert store.get("b", cpu) is None
     assert store.get("a", cpu) is not None and store.get("c", cpu)[BLOCK][1][0, 0] == 3.0
     assert store.used[False] == 2**20
+
+
+def on_device(store: ReferenceCache, total: int) -> None:
+    """The device has ``total`` bytes; the cache, and the entry that is about to be kept, are all that lies there."""
+    store.free_bytes = lambda _: total - store.used[True] - 2**19
+
+
+def there(fill: float):
+    """512 KiB on the device."""
+    return {block: (k.to(DEVICE), v.to(DEVICE)) for block, (k, v) in entry(float(fill)).items()}
+
+
+def test_what_the_forward_needs_stays_free_on_the_device():
+    """Of 3 MiB the forward needs 1.6: one MiB goes to the cache, and no byte more."""
+    with virtual_gpu():
+        store = ReferenceCache(device_mb=100, host_mb=100)
+        on_device(store, 3 * 2**20)
+        store.begin_run(reserve=int(1.6 * 2**20))
+        assert all(store.put(i, there(i)) for i in range(6))
+        assert store.used == {True: 2**20, False: 2 * 2**20}
+        assert [store.get(i, DEVICE)[BLOCK][0].device for i in range(6)] == [DEVICE] * 6
+        store.free_bytes = lambda _: 0  # somebody else has taken it
+        store.relieve(DEVICE)
+        assert store.used == {True: 0, False: 3 * 2**20}
+        assert all(float(store.get(i, DEVICE)[BLOCK][1][0, 0]) == i for i in range(6)), "nothing is lost"
+
+
+def test_between_runs_nothing_is_on_the_device():
+    with virtual_gpu():
+        store = ReferenceCache(device_mb=100, host_mb=1)
+        for i in range(4):
+            assert store.put(i, there(i))
+        assert store.used == {True: 2 * 2**20, False: 0}
+        store.end_run()
+        assert store.used == {True: 0, False: 2**20}, "as much as host memory may take"
+        assert sum(store.get(i, DEVICE) is not None for i in range(4)) == 2
 
 
 def test_cache_of_no_size_keeps_nothing():

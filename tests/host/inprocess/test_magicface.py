@@ -6,6 +6,7 @@ import gc
 import weakref
 
 import comfy.model_management
+import comfy.sampler_helpers
 import comfy.samplers
 import pytest
 import torch
@@ -75,6 +76,22 @@ def test_conditional_and_unconditional_split_equal_together(parts, monkeypatch):
     together = sample(patched)
     monkeypatch.setattr(patched.model.model, "memory_required", lambda *_args, **_kwargs: 1e30)
     torch.testing.assert_close(sample(patched), together, **CLOSE)
+
+
+def test_the_host_keeps_room_for_the_references_forward_and_keys(parts, monkeypatch):
+    """Four references are two guided pictures' rows; their keys at one level are counted as further pictures."""
+    shapes = []
+    prepare = comfy.sampler_helpers._prepare_sampling
+
+    def spy(model, shape, *args, **kwargs):
+        shapes.append(list(shape))
+        return prepare(model, shape, *args, **kwargs)
+
+    monkeypatch.setattr(comfy.sampler_helpers, "_prepare_sampling", spy)
+    monkeypatch.setattr(parts.model.model, "memory_required", lambda shape, *_, **__: 2**18 * shape[0])
+    sample(apply(parts, chain("man", "red tie", "red", "tie"), prompt="a man with a red tie, red, tie"), steps=1)
+    tokens = 3 * 8 * 8 * 64 + 3 * 16 * 16 * 32  # of the two finest decoder levels, times their widths
+    assert shapes == [[2 + -(-4 * 2 * tokens * 4 // 2**18), 4, 16, 16]]
 
 
 @pytest.mark.parametrize("sampler", ["heun", "dpmpp_2s_ancestral", "dpmpp_2m", "uni_pc", "euler_ancestral_cfg_pp"])

@@ -53,3 +53,27 @@ def test_a_step_with_references_waits_twice_and_launches_little(
 
 def test_vanilla_waits_for_nothing(gpu: tuple[Any, Any, Steps]) -> None:
     assert gpu[2].syncs[SETTLED] == 0
+
+
+@pytest.mark.parametrize("free_mib", [900, 10**6])
+def test_the_caches_place_is_what_the_forward_leaves(
+    parts: Parts, gpu: tuple[Any, Any, Steps], free_mib: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """900 MiB are less than the host keeps for a forward: none of it goes to the references' keys and values."""
+    log, model, _ = gpu
+    references = chain("man", mask=box())
+    with log.paused():
+        made = apply(parts, references, model=model, alpha=0.0, record=False)
+    (cache,) = references._caches.values()
+    monkeypatch.setattr(cache, "free_bytes", lambda _: free_mib * 2**20 - cache.used[True])
+    on_device: list[int] = []
+    keep = cache.put
+    monkeypatch.setattr(cache, "put", lambda *given: (keep(*given), on_device.append(cache.used[True])))
+    counted(log, made.model, made.positive, parts.negative, steps=STEPS)
+    assert len(on_device) == len(cache) > 0
+    assert (max(on_device) > 0) == (free_mib > 900)
+    assert cache.used[True] == 0, "after the run the device is for others"
+    monkeypatch.setattr(cache, "put", keep)
+    hits = cache.hits
+    counted(log, made.model, made.positive, parts.negative, steps=STEPS)
+    assert cache.hits > hits and cache.used[True] == 0

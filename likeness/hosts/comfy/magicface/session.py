@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 from uuid import uuid4
 
 import torch
+from comfy import model_management as management
 from comfy.ldm.modules import attention as host_attention
 
 from ....core.blocks import BlockId
@@ -22,7 +24,7 @@ from ....core.errors import LikenessError, bad_input
 from ....core.magicface.record import Recorder
 from ....core.magicface.request import MagicFaceRequest
 from ....core.magicface.run import Capture, MagicFaceRun, ReferenceBatch, ReferencesCaptured
-from ....core.masks import token_grid
+from ....core.masks import level_grid, token_grid
 from ..rows import Batch, Conditioning, Row, text_of
 from ..text import TOKEN_MAPS_KEY
 from ..unet import Replace, UNetBlocks, with_replaces
@@ -58,7 +60,8 @@ def _begins_with(given: torch.Tensor | None, context: torch.Tensor) -> bool:
 class MagicFaceSession(Session):
     """One sampling run: the core's run, and the host objects it needs."""
 
-    def __init__(self, patch: MagicFacePatch, guider: Any, sigmas: Sequence[float], recorder: Recorder | None):
+    def __init__(self, patch: MagicFacePatch, start: RunStart, recorder: Recorder | None):
+        guider, sigmas = start.guider, start.sigmas.tolist()
         self.blocks = patch.blocks
         self.record = patch.record
         self.recorder = recorder
@@ -73,12 +76,13 @@ class MagicFaceSession(Session):
         self.run = MagicFaceRun(
             dataclasses.replace(patch.request, recorder=recorder),
             patch.blocks.layout,
-            sigmas=list(sigmas),
+            sigmas=sigmas,
             model_key=patch.weights_key(guider),
             references=self.capture,
             attention=lambda q, k, v, heads: _attend(q, k, v, {**self.extra, "n_heads": heads}),
             device=self.device,
             noising=self.noise,
+            reserve=patch.reserve(start),
         )
 
     def finish(self, latents: torch.Tensor) -> None:
@@ -287,7 +291,7 @@ class MagicFacePatch(System):
     def open(self, start: RunStart) -> MagicFaceSession | None:
         """The run's session; None where no reference would change anything."""
         _check_finite(start.noise, start.latent)
-        session = MagicFaceSession(self, start.guider, start.sigmas.tolist(), self.record.begin())
+        session = MagicFaceSession(self, start, self.record.begin())
         if not session.run.enabled:
             return None  # no reference that counts, or a schedule without a step
         if self.request.scfg:
@@ -295,9 +299,30 @@ class MagicFacePatch(System):
             start.options["sampler_post_cfg_function"] = [session.guide, *later]
         return session
 
-    def counted_rows(self, rows: int) -> int:
-        """The host counts two rows per picture; the reference forward has one per reference."""
-        return max(rows, -(-len(self.request.references) // 2))
+    def reserve(self, start: RunStart) -> int:
+        """Bytes that the cache leaves free on the device: what the host itself keeps for a forward."""
+        model, shape = start.model, start.noise.shape
+        forward = model.model.memory_required([2 * self.counted_rows(model, shape), *shape[1:]])
+        return int(max(forward, management.minimum_inference_memory()))
+
+    def counted_rows(self, model: Any, shape: Sequence[int]) -> int:
+        """The forward's rows, and as many as take the memory of one noise level's keys and values.
+
+        The host counts two rows per picture; the reference forward has one per reference.
+        """
+        rows = max(shape[0], -(-len(self.request.references) // 2))
+        return rows + math.ceil(self._key_bytes(model) / model.model.memory_required([1, *shape[1:]]))
+
+    def _key_bytes(self, model: Any) -> int:
+        """What the references' keys and values of one noise level take, all tokens counted."""
+        unet, layout = model.get_model_object("diffusion_model"), self.blocks.layout
+        size = 0
+        for block in layout.select(self.request.layers):
+            factor = layout.factor(block)
+            width = unet.model_channels * unet.channel_mult[factor.bit_length() - 1]
+            grids = (level_grid(reference.latent.shape[-2:], factor) for reference in self.request.references)
+            size += 2 * width * sum(rows * columns for rows, columns in grids)
+        return size * management.dtype_size(model.model_dtype())
 
 
 def _check_finite(noise: torch.Tensor, latent: torch.Tensor) -> None:
