@@ -294,54 +294,89 @@ class MagicIdApply(io.ComfyNode):
             node_id="LikenessMagicIdApply",
             display_name="MagicID Apply",
             category=CATEGORY,
-            description="People act in the model's cross-attention, each in their own region (MGMICA), or everywhere "
-            "without regions.",
+            description="People act in the cross-attention of the model and of their ControlNet, each in their own "
+            "region (MGMICA), or everywhere without regions.",
             search_aliases=["ipadapter", "faceid", "instantid", "multiple people", "regional", "MagicID"],
-            inputs=[
-                io.Model.Input("model", tooltip="SD1.x or SDXL, as the weights. LoRA and other patches keep working."),
-                IdentitiesType.Input(
-                    "identities", optional=True, tooltip="From MagicID Identity. Unconnected: the model as it is."
-                ),
-                io.Mask.Input(
-                    "regions",
-                    optional=True,
-                    tooltip="A mask for each person, in their order, as a batch; any size, stretched over the picture. "
-                    "Unconnected: everybody everywhere, right for one person.",
-                ),
-                io.Float.Input(
-                    "strength", default=1.0, min=0.0, max=3.0, step=0.05, tooltip="Factor on all people. 0: none."
-                ),
-                io.Combo.Input(
-                    "overlap",
-                    options=list(OVERLAPS),
-                    tooltip="Where regions overlap. add: people add, as in the paper. share: together they weigh 1.",
-                    **ADVANCED,
-                ),
-                io.Float.Input(
-                    "lora_strength",
-                    default=1.0,
-                    min=0.0,
-                    max=2.0,
-                    step=0.05,
-                    tooltip="Of the LoRA inside FaceID files (1: as made). It acts on the whole picture, also outside "
-                    "the regions; 0 leaves everything outside them as it is.",
-                    **ADVANCED,
-                ),
-                io.Boolean.Input(
-                    "middle_block",
-                    default=True,
-                    tooltip="Off: the middle block stays without identities, as in packs that miss it.",
-                    **ADVANCED,
-                ),
+            inputs=[*_who_inputs(), *_control_inputs(), *_strength_inputs()],
+            outputs=[
+                io.Model.Output("model_out", "model", tooltip="For the sampler."),
+                io.Conditioning.Output("positive_out", "positive", tooltip="For the sampler, with the ControlNet."),
+                io.Conditioning.Output("negative_out", "negative", tooltip="For the sampler, with the ControlNet."),
             ],
-            outputs=[io.Model.Output("model_out", "model", tooltip="For the sampler.")],
         )
 
     @classmethod
     def execute(
-        cls, model, identities=None, regions=None, strength=1.0, overlap="add", lora_strength=1.0, middle_block=True
-    ) -> io.NodeOutput:
-        return io.NodeOutput(apply.apply(model, identities, regions, strength, overlap, lora_strength, middle_block))
+        cls, model, strength, control_strength, identities=None, regions=None, positive=None, negative=None,
+        control_net=None, pose=None, overlap="add", lora_strength=1.0, middle_block=True,
+    ) -> io.NodeOutput:  # fmt: skip
+        how = apply.How(strength, overlap, lora_strength, middle_block, control_strength)
+        done = apply.apply(model, identities, regions, how, positive, negative, control_net, pose)
+        return io.NodeOutput(done.model, done.positive, done.negative)
+
+
+def _who_inputs() -> list[io.Input]:
+    return [
+        io.Model.Input("model", tooltip="SD1.x or SDXL, as the weights. LoRA and other patches keep working."),
+        IdentitiesType.Input(
+            "identities", optional=True, tooltip="From MagicID Identity. Unconnected: everything as it is."
+        ),
+        io.Mask.Input(
+            "regions",
+            optional=True,
+            tooltip="From MagicID Regions, or a mask for each person as a batch, in their order; any size, stretched "
+            "over the picture. Unconnected: everybody everywhere, right for one person.",
+        ),
+    ]
+
+
+def _control_inputs() -> list[io.Input]:
+    return [
+        io.Conditioning.Input("positive", optional=True, tooltip="Only needed with a ControlNet, which is put on it."),
+        io.Conditioning.Input("negative", optional=True, tooltip="Likewise."),
+        io.ControlNet.Input(
+            "control_net",
+            optional=True,
+            tooltip="With InstantID: its ControlNet, which then reads the people instead of the text, each in their "
+            "region. With other weights any ControlNet, put on as it is. MagicID's own weights bring theirs.",
+        ),
+        io.Image.Input(
+            "pose", optional=True, tooltip="Picture for the ControlNet: Draw Landmarks, or a pose preprocessor."
+        ),
+    ]
+
+
+def _strength_inputs() -> list[io.Input]:
+    return [
+        io.Float.Input(
+            "strength", default=1.0, min=0.0, max=3.0, step=0.05, tooltip="Factor on all people. 0: none."
+        ),
+        io.Float.Input(
+            "control_strength", default=0.8, min=0.0, max=2.0, step=0.05, tooltip="How strongly the ControlNet acts."
+        ),
+        io.Combo.Input(
+            "overlap",
+            options=list(OVERLAPS),
+            tooltip="Where regions overlap. add: people add, as in the paper. share: together they weigh 1.",
+            **ADVANCED,
+        ),
+        io.Float.Input(
+            "lora_strength",
+            default=1.0,
+            min=0.0,
+            max=2.0,
+            step=0.05,
+            tooltip="Of the LoRA inside FaceID files (1: as made). It acts on the whole picture, also outside the "
+            "regions; 0 leaves everything outside them as it is.",
+            **ADVANCED,
+        ),
+        io.Boolean.Input(
+            "middle_block",
+            default=True,
+            tooltip="Off: the middle block stays without identities, as in packs that miss it.",
+            **ADVANCED,
+        ),
+    ]
 
 
 NODES = [

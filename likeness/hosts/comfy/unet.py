@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from comfy.cldm.cldm import ControlNet as ControlNetwork
 from comfy.ldm.modules.attention import SpatialTransformer, SpatialVideoTransformer
 from comfy.ldm.modules.diffusionmodules.openaimodel import Downsample, ResBlock, UNetModel, Upsample
 from comfy.model_base import SDXL
@@ -89,10 +90,34 @@ def _levels(blocks: Iterable[Any], section: str, boundary: type) -> tuple[list[l
     return levels, [(section, *entry) for entry in found]
 
 
-def _layout(unet: UNetModel, context_width: int) -> UNetBlocks:
+def read_control(network: Any, source: str) -> UNetBlocks:
+    """Read the structure off the network of a ControlNet: the encoder and the middle block of a UNet.
+
+    Raises:
+        LikenessError: it is no ControlNet of a UNet, or one of several kinds of pictures at once (union).
+    """
+    union = getattr(network, "control_add_embedding", None) is not None
+    if not isinstance(network, ControlNetwork) or union:
+        came = "a union ControlNet" if union else f"a {type(network).__name__}"
+        raise bad_input(source, came, "a ControlNet of SD1.x or SDXL", "Load the one that belongs to the weights.")
+    transformers = [m for m in network.modules() if isinstance(m, SpatialTransformer)]
+    if not transformers:
+        raise bad_input(source, "a ControlNet without attention", "one with cross-attention", "Load another one.")
+    return _layout(network, transformers[0].transformer_blocks[0].attn2.to_k.in_features)
+
+
+def attention_of(network: Any, address: Address) -> Any:
+    """The cross-attention module at an address of a UNet or a ControlNet."""
+    section, index, depth = address
+    layers = network.middle_block if section == "middle" else getattr(network, f"{section}_blocks")[index]
+    transformer = next(layer for layer in layers if isinstance(layer, SpatialTransformer))
+    return transformer.transformer_blocks[depth].attn2
+
+
+def _layout(unet: UNetModel | ControlNetwork, context_width: int) -> UNetBlocks:
     down, inputs = _levels(unet.input_blocks, "down", Downsample)
     mid, middle = _levels([unet.middle_block] if unet.middle_block is not None else [], "mid", Downsample)
-    up, outputs = _levels(unet.output_blocks, "up", Upsample)
+    up, outputs = _levels(getattr(unet, "output_blocks", ()), "up", Upsample)
     host_section = {"down": "input", "mid": "middle", "up": "output"}
     address = {
         BlockId(section, level, attention, depth): (host_section[section], index, depth)

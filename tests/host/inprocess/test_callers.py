@@ -45,8 +45,8 @@ def magicface(**options: Any) -> Callable[[Any, float], tuple[Any, list]]:
 
 
 def identities(parts: Any, strength: float) -> tuple[Any, list]:
-    model = magicid.apply(parts.model, people(parts.model, 1.0, 1.0), halves(), strength)
-    return model, plain_prompt(parts)
+    how = magicid.How(strength)
+    return magicid.apply(parts.model, people(parts.model, 1.0, 1.0), halves(), how).model, plain_prompt(parts)
 
 
 TREATMENTS = [

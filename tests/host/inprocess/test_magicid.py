@@ -9,7 +9,7 @@ from support.comfy.magicface import PROMPT
 from support.comfy.magicid import halves, people
 
 from likeness.core.errors import LikenessError
-from likeness.hosts.comfy.magicid import apply as magicid
+from likeness.hosts.comfy.magicid.apply import How, apply
 from likeness.hosts.comfy.magicid.identities import Identities, blend
 from likeness.hosts.comfy.text import encode
 
@@ -21,6 +21,10 @@ def apart(a, b):
     return float((a - b).abs().max() / b.std())
 
 
+def put_on(model, some, regions=None, **how):
+    return apply(model, some, regions, How(**how)).model
+
+
 def drawn(parts, model, **more):
     return tiny.sample(model, encode(parts.clip, PROMPT).conditioning, parts.negative, **more)
 
@@ -30,13 +34,13 @@ def test_nothing_is_vanilla_bit_for_bit(parts, case):
     some = people(parts.model, 0.0, 0.0) if case == "scales" else people(parts.model, 1.0, 1.0)
     regions = torch.zeros(2, 5, 7) if case == "zero masks" else None
     some = None if case == "nobody" else some
-    patched = magicid.apply(parts.model, some, regions, strength=0.0 if case == "strength" else 1.0)
+    patched = put_on(parts.model, some, regions, strength=0.0 if case == "strength" else 1.0)
     assert torch.equal(drawn(parts, patched), drawn(parts, parts.model))
 
 
 def test_an_identity_changes_the_picture_and_leaves_the_model_as_it_was(parts):
     before = drawn(parts, parts.model)
-    patched = magicid.apply(parts.model, people(parts.model, 1.0))
+    patched = put_on(parts.model, people(parts.model, 1.0))
     first = drawn(parts, patched)
     assert apart(first, before) > EFFECT
     assert torch.equal(drawn(parts, patched), first) and torch.equal(drawn(parts, parts.model), before)
@@ -44,7 +48,7 @@ def test_an_identity_changes_the_picture_and_leaves_the_model_as_it_was(parts):
 
 
 def test_rows_of_a_batch_and_one_by_one_agree(parts):
-    patched = magicid.apply(parts.model, people(parts.model, 1.0, 0.5), halves())
+    patched = put_on(parts.model, people(parts.model, 1.0, 0.5), halves())
     both = drawn(parts, patched, batch=2)
     alone = torch.cat([drawn(parts, patched, seed=seed) for seed in (0, 1)])
     assert apart(both, alone) < ROUNDING
@@ -52,20 +56,20 @@ def test_rows_of_a_batch_and_one_by_one_agree(parts):
 
 def test_regions_tell_people_apart(parts):
     some, masks = people(parts.model, 1.0, 1.0), halves()
-    one = drawn(parts, magicid.apply(parts.model, some, masks))
-    other = drawn(parts, magicid.apply(parts.model, some, masks.flip(0)))
+    one = drawn(parts, put_on(parts.model, some, masks))
+    other = drawn(parts, put_on(parts.model, some, masks.flip(0)))
     assert apart(one, other) > EFFECT
 
 
 def test_the_middle_block_can_be_left_out(parts):
     some = people(parts.model, 1.0)
-    with_it, without = (drawn(parts, magicid.apply(parts.model, some, middle=m)) for m in (True, False))
+    with_it, without = (drawn(parts, put_on(parts.model, some, middle=m)) for m in (True, False))
     assert apart(with_it, without) > ROUNDING
 
 
 def test_the_lora_inside_reaches_every_projection(parts):
     some = people(parts.model, 0.0, lora=True)
-    off, on = (magicid.apply(parts.model, some, lora_strength=s) for s in (0.0, 1.0))
+    off, on = (put_on(parts.model, some, lora=s) for s in (0.0, 1.0))
     assert torch.equal(drawn(parts, off), drawn(parts, parts.model))
     assert len(on.patches) == 16 * 2 * 4
     assert apart(drawn(parts, on), drawn(parts, parts.model)) > EFFECT
@@ -73,9 +77,9 @@ def test_the_lora_inside_reaches_every_projection(parts):
 
 def test_more_people_than_regions_and_the_reverse(parts):
     with pytest.raises(LikenessError, match="2 regions for 1 identities"):
-        magicid.apply(parts.model, people(parts.model, 1.0), halves())
+        put_on(parts.model, people(parts.model, 1.0), halves())
     with pytest.raises(LikenessError, match="1 regions for 2"):
-        magicid.apply(parts.model, people(parts.model, 1.0, 1.0), halves()[:1])
+        put_on(parts.model, people(parts.model, 1.0, 1.0), halves()[:1])
 
 
 def test_blending(parts):

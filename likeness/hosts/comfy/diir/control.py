@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from ....core.diir.geometry import Crop
-from ....core.errors import bad_input
 from ....drawing.pose import draw_faces
 from ....faces.interface import Face
 from ....faces.masks import in_crop
+from ..control import with_control
 
 
 @dataclass(frozen=True)
@@ -48,34 +48,8 @@ class LandmarkControl:
         return draw_faces([in_crop(self.faces[face], self.crops[face], self.size)], self.size, self.size, self.style)
 
     def _put(self, conditioning: list, hint: Tensor, made: dict[int, Any]) -> list:
-        entries = []
-        for text, values in conditioning:
-            before = values.get("control")
-            if id(before) not in made:
-                control = self.control_net.copy().set_cond_hint(hint, self.strength, (0.0, self.end), vae=self.vae)
-                control.set_previous_controlnet(before)
-                made[id(before)] = control
-            entries.append([text, {**values, "control": made[id(before)], "control_apply_to_uncond": False}])
-        return entries
+        return with_control(conditioning, self.control_net, hint, self.strength, (0.0, self.end), made, self.vae)
 
 
 def _has_landmarks(face: Face) -> bool:
     return face.dense is not None or face.landmarks is not None
-
-
-def check_control(control_net: Any, context_width: int) -> None:
-    """Raise a :class:`LikenessError` where a ControlNet was trained for another family of models.
-
-    Args:
-        context_width: channels of the text the model reads.
-    """
-    network = getattr(control_net, "control_model", None)
-    parameters = network.named_parameters() if isinstance(network, torch.nn.Module) else ()
-    width = next((weight.shape[1] for name, weight in parameters if name.endswith("attn2.to_k.weight")), None)
-    if width not in (None, context_width):
-        raise bad_input(
-            "DIIR Landmark Control: control_net",
-            f"a ControlNet for text of {width} channels",
-            f"one for the {context_width} channels this model reads",
-            "Load a ControlNet of the model's own family (SD1.x, SD2.x and SDXL differ).",
-        )

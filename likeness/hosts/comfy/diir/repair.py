@@ -18,12 +18,13 @@ from ....faces.assign import Assignment
 from ....faces.find import find_faces, with_landmarks
 from ....faces.interface import Face, FaceModels, Faces
 from .. import images, text
+from ..control import check_control
 from ..magicface.references import References
 from ..persona.text import Personas
 from ..unet import native_side
 from .checks import check_model, check_text, model_notes, read_pictures
 from .choose import NODE, face_px, named, reasons, who_is_who
-from .control import LandmarkControl, check_control
+from .control import LandmarkControl
 from .crops import HostModel, Subject
 from .identity import identified
 from .judge import Judge
@@ -99,7 +100,7 @@ def repair_faces(job: Job, models: FaceModels | None) -> Outcome:
     width = check_model(job.model)
     check_text(job.clip, width)
     if job.options.control is not None:
-        check_control(job.options.control.net, width)
+        check_control(job.options.control.net, width, "DIIR Landmark Control: control_net")
     pictures = read_pictures(job.image)
     judge = Judge(models)
     people, notes = people_of(job.references, job.personas, judge)
