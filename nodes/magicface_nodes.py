@@ -174,8 +174,8 @@ class MagicFaceOptions(io.ComfyNode):
                     min=0,
                     max=65536,
                     step=64,
-                    tooltip="Graphics memory, in MiB, for what was read from the references, so that the next seed or "
-                    "prompt pays nothing for them.",
+                    tooltip="Graphics memory, in MiB, that a run may fill with what is read from the references; what "
+                    "the model itself needs stays free.",
                 ),
                 io.Int.Input(
                     "cache_host_mb",
@@ -183,7 +183,8 @@ class MagicFaceOptions(io.ComfyNode):
                     min=0,
                     max=262144,
                     step=256,
-                    tooltip="Main memory, in MiB, for the same purpose once the graphics memory's share is used up.",
+                    tooltip="Main memory, in MiB, for what was read from the references, so that the next seed or "
+                    "prompt pays nothing for them.",
                 ),
                 io.Boolean.Input(
                     "record",
