@@ -4,6 +4,9 @@ A UNet of SD1.5's (or SDXL's) shape with random weights; every variant is timed 
 round, in one process, so that ratios hold when the machine's speed drifts. A run is two steps: one of RSA, one of RBA
 with the semantic map. Masks cover half of each reference.
 
+What a run asks of a GPU (kernel launches, times the CPU waits for it, floating-point operations) is counted on a
+virtual one, so that it is the same on every machine.
+
 The limit of time is (2 + N) / 2 of vanilla without the cache (N reference rows beside the two of classifier-free
 guidance) and 1 with it. What the semantic map costs is timed inside a run: it is less than two runs differ by chance.
 """
@@ -22,7 +25,7 @@ import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
 from torch import Tensor
 
-from lab.benchmarks.measure import Meter, device_name, measure, now
+from lab.benchmarks.measure import Demand, Meter, demand, device_name, measure, now, place
 from lab.benchmarks.naive import NaiveMagicFace
 from likeness.core.magicface.cache import ReferenceCache
 from likeness.core.magicface.call import MagicFaceCall
@@ -67,7 +70,7 @@ class Bench:
     def make(cls, shape: str, size: int, device: torch.device, dtype: torch.dtype) -> Bench:
         """Random weights from a fixed seed."""
         torch.manual_seed(0)
-        unet = UNet2DConditionModel(sample_size=size // 8, **SHAPES[shape]).to(device, dtype)
+        unet = place(UNet2DConditionModel(sample_size=size // 8, **SHAPES[shape]), device, dtype)
         unet.eval().requires_grad_(False)
         added = {}
         if shape == "sdxl":
@@ -136,13 +139,16 @@ class Bench:
         sample(guided_denoiser(self.unet, self.cond, self.uncond, 7.5), self.noise(), scheduler)
 
 
-def variants(bench: Bench, counts: Sequence[int], naive: Sequence[int]) -> dict[str, Callable[[], None]]:
-    """Name to work; ``vanilla`` first."""
+def variants(
+    bench: Bench, counts: Sequence[int], naive: Sequence[int], only: str | None = None
+) -> dict[str, Callable[[], None]]:
+    """Name to work; ``vanilla`` first. ``only``: of which caches are filled; None is all."""
     off = lambda: ReferenceCache(0, 0)  # noqa: E731
     work: dict[str, Callable[[], None]] = {"vanilla": bench.vanilla}
     for n in counts:
         warm = bench.request(n, ReferenceCache(2**20, 2**20))
-        bench.run(warm)
+        if only in (None, f"ours cached, N = {n}"):
+            bench.run(warm)
         work[f"ours, N = {n}"] = lambda n=n: bench.run(bench.request(n, off()))
         work[f"ours cached, N = {n}"] = lambda warm=warm: bench.run(warm)
         if n in naive:
@@ -182,11 +188,29 @@ def limit(name: str) -> float | None:
     return (2 + int(name.rsplit(" ", 1)[1])) / 2 if name.startswith("ours,") else None
 
 
-def table(results: dict[str, list[Meter]]) -> str:
-    """Markdown: medians, the ratio of the medians, the ratio of the fastest runs, and the limit."""
+def demands(shape: str, size: int, dtype: torch.dtype, counts: Sequence[int]) -> dict[str, Demand]:
+    """What each variant asks of a GPU, by name, ``vanilla`` first; the same on every machine.
+
+    The naive variant is left out: it forms every map, also on a machine that only counts.
+    """
+    names = ["vanilla", *(name for n in counts for name in (f"ours, N = {n}", f"ours cached, N = {n}"))]
+
+    def of(name: str) -> Demand:
+        return demand(lambda device: variants(Bench.make(shape, size, device, dtype), counts, (), name)[name])
+
+    return {name: of(name) for name in names}
+
+
+def table(results: dict[str, list[Meter]], asked: dict[str, Demand]) -> str:
+    """Markdown: medians, the ratio of the medians, the ratio of the fastest runs, and the limit.
+
+    Args:
+        results: of the variants that were timed. asked: of those that were counted, see :func:`demands`.
+    """
     rows = [
-        "| variant | s / step | x vanilla | fastest, x vanilla | limit | peak MiB | above vanilla MiB |",
-        "|---|---|---|---|---|---|---|",
+        "| variant | s / step | x vanilla | fastest, x vanilla | limit | peak MiB | above vanilla MiB "
+        f"| {Demand.HEADS} |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     base = results["vanilla"]
     for name, measures in results.items():
@@ -196,7 +220,8 @@ def table(results: dict[str, list[Meter]]) -> str:
         above = peak - median(b.above_mib for b in base)
         seconds = median(m.seconds for m in measures) / STEPS
         ratios = f"{ratio:.2f} | {fastest:.2f} | {bound}"
-        rows.append(f"| {name} | {seconds:.3f} | {ratios} | {peak:.0f} | {above:.0f} |")
+        counted = asked[name].columns(asked["vanilla"]) if name in asked else " | | "
+        rows.append(f"| {name} | {seconds:.3f} | {ratios} | {peak:.0f} | {above:.0f} | {counted} |")
     return "\n".join(rows)
 
 
@@ -227,7 +252,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"{args.shape}, {args.size} px, {dtype}, {device_name(device)}, torch {torch.__version__}, "
         f"medians of {args.rounds} interleaved rounds of {STEPS} steps\n"
     )
-    print(table(results))
+    print(table(results, demands(args.shape, args.size, dtype, args.references)))
     plain, both = map_shares(bench)
     print(f"\nOf a step of cached RBA, N = 1, the semantic map takes {plain:.1%}, with S-CFG's foreground {both:.1%}.")
     return 0

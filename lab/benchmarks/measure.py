@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import psutil
 import torch
@@ -110,7 +111,7 @@ class Demand:
     flops: int
 
     #: Heads of a table's columns, see :meth:`columns`.
-    HEADS = "launches, x vanilla | waits | FLOPs, x vanilla"
+    HEADS: ClassVar[str] = "launches, x vanilla | waits | FLOPs, x vanilla"
 
     def columns(self, vanilla: Demand) -> str:
         """The columns of a table: beside vanilla's, and the waits that vanilla has not."""
@@ -122,19 +123,18 @@ def demand(make: Callable[[torch.device], Callable[[], object]]) -> Demand:
     """What work asks of a GPU, counted on a virtual one (:mod:`lab.virtual_gpu`): the same on every machine.
 
     Args:
-        make: builds the work for a device, see :func:`place`. The work is done twice and its second time counts.
+        make: builds the work for a device, see :func:`place`; what it does itself does not count.
     """
     with virtual_gpu() as log, torch.no_grad():
         work = make(DEVICE)
-        work()
         log.clear()
         work()
         return Demand(log.launches, log.syncs, log.flops)
 
 
-def place(module: torch.nn.Module, device: torch.device) -> torch.nn.Module:
-    """``module.to(device)``, of which the virtual device is not capable."""
-    return move(module) if device == DEVICE else module.to(device)
+def place(module: torch.nn.Module, device: torch.device, dtype: torch.dtype) -> torch.nn.Module:
+    """``module.to(device, dtype)``, of which the virtual device is not capable."""
+    return move(torch.nn.Module.to(module, dtype)) if device == DEVICE else module.to(device, dtype)
 
 
 def now(device: torch.device) -> float:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lab.benchmarks.measure import device_name, measure
+from lab.benchmarks.measure import Demand, demand, device_name, measure, place
 from likeness.hosts.diffusers.persona import clip_text, persona_contexts
 from likeness.hosts.diffusers.pipeline import LATENT_FACTOR, Pipeline
 from likeness.training.persona.photos import Photo
@@ -64,8 +64,8 @@ def random_pipeline(shape: str, device: torch.device, dtype: torch.dtype = torch
         )
     )  # fmt: skip
     return Pipeline(
-        unet=unet.eval().to(device, dtype),
-        text=clip_text(text.eval().to(device)),
+        unet=place(unet.eval(), device, dtype),
+        text=clip_text(place(text.eval(), device, torch.float32)),
         tokenizer=Words(),
         encode_image=lambda x: x,
         decode_image=lambda x: x,
@@ -139,14 +139,15 @@ def training_rows(pipeline: Pipeline, batch: int, precision: str, rounds: int, b
     ratio = full.seconds / limit.seconds
     return [
         f"| UNet forward + activation-only backward, batch {batch} | {limit.seconds:.3f} | {limit.peak_mib:.0f} "
-        "| 1 | |",
-        f"| training step, batch {batch} | {full.seconds:.3f} | {full.peak_mib:.0f} | {ratio:.3f} | {LIMIT_TRAINING} |",
+        "| 1 | | | | |",
+        f"| training step, batch {batch} | {full.seconds:.3f} | {full.peak_mib:.0f} | {ratio:.3f} | {LIMIT_TRAINING} "
+        "| | | |",
     ]
 
 
 @torch.no_grad()
-def sampling_rows(pipeline: Pipeline, rounds: int, busy: bool, steps: int = 50) -> list[str]:
-    """A guided step with plain and with persona contexts, and the text side of a whole schedule spread over it."""
+def sampling_works(pipeline: Pipeline, steps: int) -> dict[str, Callable[[], None]]:
+    """Guided steps with plain and with persona contexts, and the text side of a whole schedule."""
     trainer = random_trainer(pipeline, 1, "fp32")
     persona, device, side = trainer.persona(), pipeline.device, pipeline.side // LATENT_FACTOR
     schedule = pipeline.scheduler(steps).timesteps.tolist()
@@ -164,18 +165,27 @@ def sampling_rows(pipeline: Pipeline, rounds: int, busy: bool, steps: int = 50) 
                 key, value = (x.expand(2, -1, -1) for x in contexts.at(601))
                 denoise(noisy, times, key, value)
 
-    works = {
+    return {
         "vanilla": vanilla,
         "persona": spoken,
         "text": lambda: persona_contexts(pipeline, "a photo of S* in the snow", {"S*": persona}, schedule),
     }
-    found = alternate(works, rounds, device, busy)
+
+
+def sampling_rows(pipeline: Pipeline, rounds: int, busy: bool, steps: int = 50) -> list[str]:
+    """A guided step with plain and with persona contexts, and the text side of a whole schedule spread over it."""
+    found = alternate(sampling_works(pipeline, steps), rounds, pipeline.device, busy)
+    plain, spoken = (
+        demand(lambda device, name=name: sampling_works(random_pipeline(pipeline.name, device), steps)[name])
+        for name in ("vanilla", "persona")
+    )
     base = found["vanilla"].seconds / TOGETHER
     ours = found["persona"].seconds / TOGETHER + found["text"].seconds / steps
     return [
-        f"| guided sampling step, plain prompt | {base:.3f} | {found['vanilla'].peak_mib:.0f} | 1 | |",
+        f"| guided sampling step, plain prompt | {base:.3f} | {found['vanilla'].peak_mib:.0f} | 1 | "
+        f"| {plain.columns(plain)} |",
         f"| with a persona, text side of {steps} steps spread over them | {ours:.3f} | {found['persona'].peak_mib:.0f} "
-        f"| {ours / base:.3f} | {LIMIT_SAMPLING} |",
+        f"| {ours / base:.3f} | {LIMIT_SAMPLING} | {spoken.columns(plain)} |",
     ]
 
 
@@ -196,5 +206,6 @@ def main(argv: Sequence[str]) -> int:
     log.info("%s, shape %s, latents %d x %d", device_name(device), shape, side, side)
     rows = training_rows(pipeline, options.batch, options.precision, options.rounds, options.busy)
     rows += sampling_rows(pipeline, options.rounds, options.busy)
-    log.info("| | seconds | peak MiB | ratio | bar |\n|---|---|---|---|---|\n%s", "\n".join(rows))
+    head = f"| | seconds | peak MiB | ratio | bar | {Demand.HEADS} |\n|---|---|---|---|---|---|---|---|"
+    log.info("%s\n%s", head, "\n".join(rows))
     return 0

@@ -55,7 +55,7 @@ def test_persona_benchmark_prints_steps_and_their_limits(caplog: pytest.LogCaptu
 
 def test_what_work_asks_of_a_gpu() -> None:
     def make(device: torch.device):
-        layer, x = place(torch.nn.Linear(4, 8), device), torch.ones(2, 4).to(device)
+        layer, x = place(torch.nn.Linear(4, 8), device, torch.float32), torch.ones(2, 4).to(device)
         return lambda: layer(x).relu().sum().item()
 
     asked = demand(make)
