@@ -19,9 +19,11 @@ from ..likeness.hosts.comfy.diir import models, repair, settings, table
 from ..likeness.hosts.comfy.diir.people import DEFAULT_PROMPT
 from ..likeness.hosts.comfy.faces.models import CHOICES
 from ..likeness.hosts.comfy.magicface.references import References
+from ..likeness.hosts.comfy.magicid.identities import Identities
 from ..likeness.hosts.comfy.persona.text import Personas
 from .face_nodes import FacesType
 from .magicface_nodes import ReferencesType
+from .magicid_nodes import IdentitiesType
 from .persona_nodes import PersonasType
 
 CATEGORY = "Likeness/DIIR"
@@ -70,6 +72,7 @@ class DiirFaceRepair(io.ComfyNode):
         seed: int,
         references: References | None = None,
         personas: Personas | None = None,
+        identities: Identities | None = None,
         positive: list | None = None,
         negative: list | None = None,
         faces: Faces | None = None,
@@ -78,8 +81,8 @@ class DiirFaceRepair(io.ComfyNode):
         options = options or settings.Options()
         job = repair.Job(
             image, model, clip, vae, prompt, which, max_face_px, strength, seed,
-            references=references, personas=personas, positive=positive, negative=negative, faces=faces,
-            options=options,
+            references=references, personas=personas, identities=identities, positive=positive, negative=negative,
+            faces=faces, options=options,
         )  # fmt: skip
         found_here = models.face_models(job.model, options.provider, needed=job.faces is None)
         outcome = repair.repair_faces(job, found_here)
@@ -152,6 +155,12 @@ def _optional_inputs() -> list[io.Input]:
             "personas",
             optional=True,
             tooltip="Personas, spoken through the face prompt: the first with the first reference, and so on.",
+        ),
+        IdentitiesType.Input(
+            "identities",
+            optional=True,
+            tooltip="Who the faces are, from MagicID Identity nodes: one a person, the first with the first reference, "
+            "and so on. Works with SD1.x and SDXL.",
         ),
         io.Conditioning.Input(
             "positive",

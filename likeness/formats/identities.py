@@ -16,6 +16,7 @@ from .files import write_whole
 
 METADATA_KEY = "likeness"
 KIND, VERSION = "identities", 1
+PARTS, TOLD = ("tokens", "nobody", "vector"), ("name", "scale", "start", "end", "embedder")
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,6 +26,7 @@ class SavedPerson:
     Attributes:
         name: of the person. tokens: ``F_id``, ``L C``. nobody: what unconditional rows get, ``M C``.
         scale, start, end: weight, and the shares of the steps between which it acts.
+        vector: ``E``, to know the person by, or None. embedder: who made it.
     """
 
     name: str
@@ -33,6 +35,8 @@ class SavedPerson:
     scale: float = 1.0
     start: float = 0.0
     end: float = 1.0
+    vector: Tensor | None = None
+    embedder: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,10 +56,11 @@ def save_identities(saved: SavedIdentities, path: str | Path) -> Path:
     """Write the people whole or not at all; the name gets ``.safetensors`` if it has another ending."""
     path = Path(path)
     path = path if path.suffix == ".safetensors" else path.with_name(path.name + ".safetensors")
-    tensors = {f"{n}.{part}": getattr(one, part) for n, one in enumerate(saved.people) for part in ("tokens", "nobody")}
+    parts = {f"{n}.{part}": getattr(one, part) for n, one in enumerate(saved.people) for part in PARTS}
+    tensors = {name: tensor for name, tensor in parts.items() if tensor is not None}
     told = {
         "kind": KIND, "version": VERSION, "encoder": saved.encoder, "made_with": saved.made_with,
-        "people": [{k: getattr(one, k) for k in ("name", "scale", "start", "end")} for one in saved.people],
+        "people": [{k: getattr(one, k) for k in TOLD} for one in saved.people],
     }  # fmt: skip
     ready = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     write_whole(path, save(ready, metadata={METADATA_KEY: json.dumps(told)}))
@@ -93,5 +98,8 @@ def _check(told: dict, source: str) -> None:
 
 def _people(told: Sequence[dict], tensors: dict[str, Tensor]) -> tuple[SavedPerson, ...]:
     return tuple(
-        SavedPerson(tokens=tensors[f"{n}.tokens"], nobody=tensors[f"{n}.nobody"], **one) for n, one in enumerate(told)
-    )
+        SavedPerson(
+            tokens=tensors[f"{n}.tokens"], nobody=tensors[f"{n}.nobody"], vector=tensors.get(f"{n}.vector"), **one
+        )
+        for n, one in enumerate(told)
+    )  # fmt: skip

@@ -40,3 +40,9 @@ def test_files_that_are_none(saved, spoil, said):
     spoil(saved[0])
     with pytest.raises(LikenessError, match=said):
         load_identities(saved[0])
+
+
+def test_a_vector_to_know_the_person_by(tmp_path):
+    one = SavedPerson("Ann", torch.randn(4, 8), torch.randn(4, 8), vector=torch.randn(6), embedder="test")
+    read = load_identities(save_identities(SavedIdentities((one,), "abc", "a.bin"), tmp_path / "a")).people[0]
+    assert torch.equal(read.vector, one.vector) and read.embedder == "test"

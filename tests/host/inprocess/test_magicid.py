@@ -89,3 +89,14 @@ def test_blending(parts):
     assert blend(one, two, 0.5, "").people[0].name == "p0 + p1"
     with pytest.raises(LikenessError, match="nobody"):
         blend(one, Identities(some.loaded), 0.5, "")
+
+
+def test_diir_takes_identities(parts):
+    from support.comfy.diir import job, repaired, same_outside
+
+    some = people(parts.model, 1.0)
+    the_job = job(parts, identities=some)
+    with_them, without = repaired(the_job), repaired(job(parts))
+    assert same_outside(with_them, the_job.image) and same_outside(without, the_job.image)
+    assert not torch.equal(with_them.image, without.image)
+    assert with_them.faces[0].person == "p0" and without.faces[0].person is None

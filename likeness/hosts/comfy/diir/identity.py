@@ -12,6 +12,9 @@ from ..magicface.apply import ApplyOptions
 from ..magicface.previews import MagicFaceRecord
 from ..magicface.references import References
 from ..magicface.session import MagicFacePatch
+from ..magicid.apply import How
+from ..magicid.apply import apply as magicid
+from ..magicid.identities import Identities
 from ..persona import session as persona
 from ..unet import native_side, read_unet
 from ..wrappers import install
@@ -37,6 +40,7 @@ def identified(
     prompt: str,
     seed: int,
     given: list | None = None,
+    identities: Identities | None = None,
 ) -> Identified:
     """Put one person on a clone of the model and encode the face prompt.
 
@@ -45,12 +49,15 @@ def identified(
 
     Args:
         seed: of the noise put on the references. given: CONDITIONING to use instead of the prompt.
+        identities: the chain that the person's identity is of; it acts everywhere in the crop.
     """
     positive = given
     if positive is None and person is not None and person.persona is not None:
         model, positive = persona.apply(model, clip, (person.persona,), prompt)
     elif positive is None:
         positive = text.encode(clip, prompt).conditioning
+    if person is not None and person.identity is not None:
+        model = magicid(model, Identities(identities.loaded, (person.identity,)), how=How(lora=1.0)).model
     if person is not None and person.concept is not None:
         model = _with_references(model, clip, vae, chain, person, positive, seed)
     return Identified(model, positive)

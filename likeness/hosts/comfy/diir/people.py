@@ -11,6 +11,7 @@ from torch import Tensor
 from ....faces.find import find_faces
 from ....faces.interface import largest_face
 from ..magicface.references import References
+from ..magicid.identities import Identities, Identity
 from ..persona.text import NamedPersona, Personas
 from .judge import Judge
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 DEFAULT_PROMPT = "a photo of {person}, portrait"
 #: Words before which no article is put.
 DETERMINERS = frozenset(("a", "an", "the", "my", "your", "his", "her", "our", "their", "this", "that", "one"))
+PERSON = "person"
 NOBODY = "a person"
 
 
@@ -29,23 +31,28 @@ class Person:
     """One person.
 
     Attributes:
-        concept: the MagicFace reference, if any. persona: the learnt words, if any.
-        vector: identity vector ``D`` from the reference's pictures; None where no face was found in them.
+        concept: the MagicFace reference, if any. persona: the learnt words, if any. identity: MagicID's, if any.
+        vector: identity vector ``D`` from the reference's pictures, or the identity's; None where there is none.
     """
 
     concept: GivenConcept | None = None
     persona: NamedPersona | None = None
     vector: Tensor | None = None
+    identity: Identity | None = None
 
     @property
     def name(self) -> str:
         """For the report."""
-        return self.concept.name if self.concept is not None else self.persona.placeholder
+        if self.concept is not None:
+            return self.concept.name
+        return self.identity.name if self.identity is not None else self.persona.placeholder
 
     @property
     def word(self) -> str:
-        """In a prompt, without an article: the persona's placeholder, else the reference's word."""
-        return self.persona.placeholder if self.persona is not None else self.concept.name
+        """In a prompt, without an article: the persona's placeholder, else the reference's word, else ``person``."""
+        if self.persona is not None:
+            return self.persona.placeholder
+        return self.concept.name if self.concept is not None else PERSON
 
     @property
     def region(self) -> Tensor | None:
@@ -62,9 +69,9 @@ def with_article(word: str) -> str:
 
 
 def people_of(
-    references: References | None, personas: Personas | None, judge: Judge
+    references: References | None, personas: Personas | None, judge: Judge, identities: Identities | None = None
 ) -> tuple[tuple[Person, ...], list[str]]:
-    """The people of a chain of references and of a chain of personas: the first of each are one person, and so on.
+    """The people of chains of references, personas and identities: the first of each are one person, and so on.
 
     References in whose pictures no face is seen (a tie, a texture) are no people, unless no reference shows a face.
 
@@ -80,8 +87,15 @@ def people_of(
         notes += [f"reference '{name}': no face is seen in it, so it is no person here" for name in left_out]
     elif known:
         notes.append(judge.note or "no face is seen in the references: people are told apart by their places")
-    pairs = zip_longest(known, personas or ())
-    return tuple(replace(person or Person(), persona=persona) for person, persona in pairs), notes
+    rows = zip_longest(known, personas or (), identities.people if identities else ())
+    return tuple(_joined(person or Person(), persona, identity, judge) for person, persona, identity in rows), notes
+
+
+def _joined(person: Person, persona: NamedPersona | None, identity: Identity | None, judge: Judge) -> Person:
+    vector = person.vector
+    if vector is None and identity is not None and identity.vector is not None and judge.embedder is not None:
+        vector = identity.vector if identity.embedder == judge.embedder.name else None
+    return replace(person, persona=persona, identity=identity, vector=vector)
 
 
 def _vector(concept: GivenConcept, judge: Judge) -> Tensor | None:

@@ -20,6 +20,7 @@ from ....faces.interface import Face, FaceModels, Faces
 from .. import images, text
 from ..control import check_control
 from ..magicface.references import References
+from ..magicid.identities import Identities
 from ..persona.text import Personas
 from ..unet import native_side
 from .checks import check_model, check_text, model_notes, read_pictures
@@ -56,6 +57,7 @@ class Job:
     faces: Faces | None = None
     references: References | None = None
     personas: Personas | None = None
+    identities: Identities | None = None
     options: Options = field(default_factory=Options)
 
     @property
@@ -103,7 +105,7 @@ def repair_faces(job: Job, models: FaceModels | None) -> Outcome:
         check_control(job.options.control.net, width, "DIIR Landmark Control: control_net")
     pictures = read_pictures(job.image)
     judge = Judge(models)
-    people, notes = people_of(job.references, job.personas, judge)
+    people, notes = people_of(job.references, job.personas, judge, job.identities)
     notes += model_notes(job.model, job.references is not None)
     if job.personas and job.positive is not None:
         notes.append("positive stands in place of the prompt, so the personas are not spoken")
@@ -219,8 +221,9 @@ def _host(job: Job, todo: list[Entry], people: tuple[Person, ...]) -> HostModel:
         if key not in subjects:
             person = None if entry.who.person is None else people[entry.who.person]
             made = identified(
-                job.model, job.clip, job.vae, job.references, person, entry.prompt, job.seed, job.positive
-            )
+                job.model, job.clip, job.vae, job.references, person, entry.prompt, job.seed, job.positive,
+                job.identities,
+            )  # fmt: skip
             subjects[key] = Subject(made, job.positive is not None)
     return HostModel(
         job.model,

@@ -103,10 +103,7 @@ def read_identities(name: str, loaded: LoadedWeights) -> tuple[Identity, ...]:
             f"Load Identities: {name}", f"identities encoded by {saved.made_with}", f"by {loaded.weights.name}",
             "Load the weights they were made with, or make them again from the photos.",
         )  # fmt: skip
-    return tuple(
-        Identity(one.name, one.tokens, one.nobody, saved.encoder, one.scale, one.start, one.end)
-        for one in saved.people
-    )
+    return tuple(Identity(**vars(one), encoder=saved.encoder) for one in saved.people)
 
 
 def write_identities(identities: Identities, name: str, overwrite: bool) -> Path:
@@ -124,7 +121,6 @@ def write_identities(identities: Identities, name: str, overwrite: bool) -> Path
     while path.exists() and not overwrite:
         number += 1
         path = path.with_name(f"{stem}_{number}.safetensors")
-    people = tuple(
-        SavedPerson(one.name, one.tokens, one.nobody, one.scale, one.start, one.end) for one in identities.people
-    )
+    told = [{k: v for k, v in vars(one).items() if k != "encoder"} for one in identities.people]
+    people = tuple(SavedPerson(**one) for one in told)
     return save_identities(SavedIdentities(people, identities.loaded.key, identities.loaded.weights.name), path)

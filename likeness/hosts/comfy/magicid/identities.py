@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ....core.digest import digest
@@ -14,7 +15,7 @@ from ....core.errors import bad_input
 from ....core.magicid.encoder import FaceFeatures
 from ....faces import geometry
 from ....faces.find import find_faces
-from ....faces.interface import Face, FaceModels, face_crop, largest_face
+from ....faces.interface import Face, FaceEmbedder, FaceModels, face_crop, largest_face
 from ....formats.identity import FORMS, INSTANTID, MAGICID, PORTRAIT_UNNORM, IdentityWeights
 from .. import images
 
@@ -33,6 +34,8 @@ class Identity:
         tokens: ``F_id``, ``L C``. nobody: what unconditional rows get, ``M C``.
         encoder: digest of the encoder that made them: tokens mean nothing to another one.
         scale, start, end: see :class:`likeness.core.magicid.run.PlacedIdentity`.
+        vector: the recogniser's vector ``E``, the photos' mean, to know the person by; None where none was made.
+        embedder: name of the recogniser that made it.
     """
 
     name: str
@@ -42,6 +45,8 @@ class Identity:
     scale: float = 1.0
     start: float = 0.0
     end: float = 1.0
+    vector: Tensor | None = None
+    embedder: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,12 +121,14 @@ def identity_from(
             f"{NODE}: image", f"{len(photos)} photos in which no face is seen", "a photo that shows the face",
             "Use a clearer or closer photo, or another provider in Face Models.",
         )  # fmt: skip
-    vectors = _vectors(loaded.weights, models, seen) if shape.vector_width else None
+    embedder = models.make_embedder() if shape.vector_width else None
+    vectors = None if embedder is None else _vectors(loaded.weights, embedder, seen)
     pictures, blank = _pictures(loaded.weights, clip_vision, seen) if shape.picture_width else (None, None)
     tokens, nobody = encode(loaded.weights, FaceFeatures(vectors, pictures), blank)
     joined = tokens.mean(dim=0) if combine == MEAN else tokens.flatten(0, 1)
     note = f"{name}: a face in {len(seen)} of {len(photos)} photos, {len(joined)} tokens"
-    return Identity(name, joined, nobody[0], loaded.key), note
+    known = {} if embedder is None else {"vector": _mean(embedder, vectors), "embedder": embedder.name}
+    return Identity(name, joined, nobody[0], loaded.key, **known), note
 
 
 @torch.no_grad()
@@ -137,15 +144,21 @@ def encode(weights: IdentityWeights, face: FaceFeatures, blank: Tensor | None = 
     return encoder(moved).float(), encoder.unconditional(blank).float()
 
 
-def _vectors(weights: IdentityWeights, models: FaceModels, seen: Sequence[tuple[Tensor, Face]]) -> Tensor:
+def _mean(embedder: FaceEmbedder, vectors: Tensor) -> Tensor:
+    """One vector ``E`` to know the person by."""
+    mean = vectors.float().mean(dim=0).cpu()
+    return mean if embedder.euclidean else F.normalize(mean, dim=0)
+
+
+def _vectors(weights: IdentityWeights, embedder: FaceEmbedder, seen: Sequence[tuple[Tensor, Face]]) -> Tensor:
     """The recogniser's vectors ``B E``, as the form takes them."""
-    embedder, form = models.make_embedder(), FORMS[weights.form]
+    form = FORMS[weights.form]
     _check_embedder(weights, embedder)
     crops = torch.cat([face_crop(embedder, photo, face) for photo, face in seen])
     return embedder.embed_raw(crops) if form.vector == "raw" else embedder.embed(crops)
 
 
-def _check_embedder(weights: IdentityWeights, embedder: Any) -> None:
+def _check_embedder(weights: IdentityWeights, embedder: FaceEmbedder) -> None:
     form, width = FORMS[weights.form], weights.encoder.shape.vector_width
     raw_lacking = form.vector == "raw" and not hasattr(embedder, "embed_raw")
     other = weights.form == MAGICID and weights.embedder not in ("", embedder.name)
