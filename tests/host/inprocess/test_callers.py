@@ -179,6 +179,13 @@ def quarters(positive: list) -> list:
     return [[text, {**extra, "area": (16, 8, 0, 0)}], [text, {**extra, "area": (16, 8, 0, 8)}]]
 
 
+def flipped(sigmas: torch.Tensor) -> torch.Tensor:
+    """As the host's Flip Sigmas: from the picture to noise, for unsampling."""
+    back = sigmas.flip(0)
+    back[0] = max(float(back[0]), 1e-4)
+    return back
+
+
 CALLERS = [
     Caller("plain"),
     Caller("batch", like="batch", sampling={"batch": 4}),
@@ -194,6 +201,7 @@ CALLERS = [
     Caller("tiles one by one, batch", tiled(1), like="tiles one by one, batch", sampling={"batch": 2}),
     Caller("areas", positive=quarters, like="areas"),
     Caller("areas row by row", wrapped(row_by_row), quarters, like="areas"),
+    Caller("flipped schedule", like="flipped schedule", sampling={"levels": flipped, "cfg": 2.0}),
 ]
 BY_NAME = {caller.name: caller for caller in CALLERS}
 

@@ -143,7 +143,7 @@ def test_tiled_queries_switch_us_off_where_they_are_and_say_so(parts, caplog):
     with caplog.at_level("WARNING", logger="likeness"):
         out = sample(patched, model=tiled(patched.model))
     assert torch.equal(out, sample(patched, model=tiled(parts.model)))
-    assert "MagicFace is off in level up3" in caplog.text
+    assert "MagicFace leaves a pass alone in level up3" in caplog.text
 
 
 class Control:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import comfy.samplers
@@ -112,13 +113,17 @@ def sample(
     seed: int = 0,
     latent: torch.Tensor | None = None,
     callback: Any = None,
+    levels: Callable[[torch.Tensor], torch.Tensor] = lambda sigmas: sigmas,
 ) -> torch.Tensor:
-    """Sample as the KSampler node does; latents ``B 4 h w``."""
+    """Sample as the KSampler node does, its noise levels changed by ``levels``; latents ``B 4 h w``."""
     start = noise(size, batch, seed)
     latent = torch.zeros_like(start) if latent is None else latent
     with torch.inference_mode():
         run = comfy.samplers.KSampler(
             patcher, steps, patcher.load_device, sampler, scheduler, 1.0, patcher.model_options
         )
-        made = run.sample(start, positive, negative, cfg, latent, disable_pbar=True, seed=seed, callback=callback)
+        made = run.sample(
+            start, positive, negative, cfg, latent, sigmas=levels(run.sigmas), disable_pbar=True, seed=seed,
+            callback=callback,
+        )  # fmt: skip
         return made.clone()

@@ -40,7 +40,10 @@ UNPLACED = (
     "MagicFace: it cannot be told which parts of the picture another patch samples; regions and semantic maps are off "
     "in them."
 )
-UNFIT = "MagicFace is off in level %s: another patch (token merging, tiling) hands it %d rows of %d tokens."
+UNFIT = (
+    "MagicFace leaves a pass alone in level %s: another patch (token merging, tiling, a reference pass) hands it "
+    "%d rows of %d tokens."
+)
 
 
 def _attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, extra: Mapping[str, Any]) -> torch.Tensor:
