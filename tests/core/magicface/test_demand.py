@@ -7,9 +7,12 @@ import torch
 
 from lab.virtual_gpu import DEVICE, Log, virtual_gpu
 from likeness.core.blocks import UNetLayout
+from likeness.core.magicface import concepts
 from likeness.core.magicface.cache import ReferenceCache
+from likeness.core.magicface.injection import BlockKeys, ReferenceKeys, rba, rsa
 from likeness.core.magicface.record import Recorder
 from likeness.core.magicface.references import Capture, ReferenceBatch
+from likeness.core.magicface.regions import group_tokens
 from likeness.core.magicface.request import MagicFaceRequest, Reference
 from likeness.core.magicface.run import MagicFaceRun
 
@@ -102,3 +105,27 @@ def test_more_pictures_cost_no_more_launches() -> None:
     with virtual_gpu() as log, torch.no_grad():
         one, four = (drive(log, LAYOUTS["sd15"], make_request(False, alpha=0.0), pictures) for pictures in (1, 4))
     assert four[-1][0] <= 1.15 * one[-1][0] and four[-1][1] == one[-1][1]
+
+
+def test_heads_keep_their_width() -> None:
+    """SDXL's heads of 64 stay in the kernels' class of 64: nothing is added to them, and no mask is needed."""
+    q, k, v = (torch.randn(2, 64, 128, dtype=torch.float16) for _ in range(3))
+    theirs = ReferenceKeys(k[0], v[0], 3.0), ReferenceKeys(k[1], v[1], 1.5)
+    with virtual_gpu() as log, torch.no_grad():
+        q, k, v = (x.to(DEVICE) for x in (q, k, v))
+        keys = BlockKeys(tuple((ReferenceKeys(p.k.to(DEVICE), p.v.to(DEVICE), p.bias),) for p in theirs))
+        rsa(q, k, v, 2, keys)
+        log.clear()
+        rsa(q, k, v, 2, keys)
+        rba(q, k, v, 2, keys, group_tokens((torch.arange(128) % 3).view(2, 64).to(DEVICE), 2))
+    assert len(log.attention) == 6
+    assert {call.q[-1] for call in log.attention} == {64} and not any(call.masked for call in log.attention)
+
+
+def test_regions_are_pooled_once_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    pooled: list[tuple[int, int]] = []
+    pool = concepts.mask_to_grid
+    monkeypatch.setattr(concepts, "mask_to_grid", lambda mask, grid: pooled.append(grid) or pool(mask, grid))
+    with virtual_gpu() as log, torch.no_grad():
+        drive(log, LAYOUTS["sd15"], make_request(True, alpha=0.0))
+    assert sorted(pooled) == [(8, 8), (8, 8), (16, 16), (16, 16)], "two regions on two grids"
