@@ -161,7 +161,7 @@ def splice(sequence: Tensor, positions: Tensor, vectors: Tensor) -> Tensor:
         positions: ``B n`` or ``n`` (the same for every sample).
         vectors: ``B n C``.
     """
-    return sequence.scatter(1, _index(sequence, positions), vectors.to(sequence.dtype))
+    return sequence.scatter(1, _index(sequence, positions), vectors.to(sequence))
 
 
 def take(sequence: Tensor, positions: Tensor) -> Tensor:
@@ -184,7 +184,7 @@ class Speaker:
 
 def bend(hidden: Tensor, residual: Tensor, widths: Sequence[int]) -> Tensor:
     """``x <- |x| normalize(x + residual)``, per encoder: the residual turns a vector, it cannot make it louder."""
-    return rescale(hidden + residual.to(hidden.dtype), part_lengths(hidden, widths), widths)
+    return rescale(hidden + residual.to(hidden), part_lengths(hidden, widths), widths)
 
 
 def bent_hidden(hidden: Tensor, speaker: Speaker, widths: Sequence[int]) -> Tensor:
@@ -192,7 +192,7 @@ def bent_hidden(hidden: Tensor, speaker: Speaker, widths: Sequence[int]) -> Tens
     if speaker.residual is None:
         return hidden
     bent = splice(hidden, speaker.positions, bend(take(hidden, speaker.positions), speaker.residual, widths))
-    return bent if speaker.kept is None else torch.where(speaker.kept[:, None, None], bent, hidden)
+    return bent if speaker.kept is None else torch.where(speaker.kept[:, None, None].to(hidden.device), bent, hidden)
 
 
 def encode(text: TextEncoder, ids: Tensor, speakers: Sequence[Speaker] = ()) -> Contexts:
