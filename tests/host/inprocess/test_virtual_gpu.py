@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import torch
 from support.comfy import tiny
 from support.comfy.magicface import Parts, apply, box, chain
-from support.comfy.virtual import Steps, counted, host_on_virtual_gpu, on_virtual_gpu
+from support.comfy.virtual import Steps, counted, host_on_virtual_gpu, on_virtual_gpu, sampled
 
 STEPS = 2
 SETTLED = 1  # the step that is looked at: the first one brings constants to the device
@@ -77,3 +78,14 @@ def test_the_caches_place_is_what_the_forward_leaves(
     hits = cache.hits
     counted(log, made.model, made.positive, parts.negative, steps=STEPS)
     assert cache.hits > hits and cache.used[True] == 0
+
+
+def test_weights_that_have_no_room_change_nothing(parts: Parts) -> None:
+    """A model whose weights come layer by layer from the CPU, its references read and looked at."""
+    outs = []
+    with host_on_virtual_gpu():
+        for weights_there in (True, False):
+            model = on_virtual_gpu(tiny.model(), weights_there=weights_there)
+            made = apply(parts, chain("man", mask=box()), model=model, alpha=0.5)
+            outs.append(sampled(made.model, made.positive, parts.negative, steps=STEPS).cpu())
+    torch.testing.assert_close(*outs)

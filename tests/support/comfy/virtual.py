@@ -30,12 +30,19 @@ def host_on_virtual_gpu() -> Iterator[Log]:
         yield log
 
 
-def on_virtual_gpu(patcher: Any, dtype: torch.dtype = torch.float16) -> Any:
-    """A ``MODEL`` moved there, in place, its UNet in half precision."""
+def on_virtual_gpu(patcher: Any, dtype: torch.dtype = torch.float16, weights_there: bool = True) -> Any:
+    """A ``MODEL`` moved there, in place, its UNet in half precision.
+
+    Args:
+        weights_there: False leaves the UNet's weights on the CPU, each brought over when its layer runs, as the host
+            does with what has no room (``--lowvram``).
+    """
     unet = patcher.model.diffusion_model
     unet.to(dtype)
     unet.dtype = dtype
-    move(patcher.model)
+    for part in unet.modules() if not weights_there else ():
+        part.comfy_cast_weights = True
+    move(patcher.model if weights_there else patcher.model.model_sampling)
     patcher.load_device = patcher.model.device = DEVICE
     return patcher
 
@@ -50,9 +57,7 @@ class Steps:
     operations: list[Any] = field(default_factory=list)
 
 
-def counted(
-    log: Log, patcher: Any, positive: list, negative: list, *, steps: int = 6, cfg: float = 5.0, **options: Any
-) -> Steps:
+def counted(log: Log, patcher: Any, positive: list, negative: list, *, steps: int) -> Steps:
     """Sample with Euler steps and count each of them."""
     found = Steps()
 
@@ -63,14 +68,21 @@ def counted(
         found.operations.append(log.operations.copy())
         log.clear()
 
-    start = tiny.noise(options.pop("size", (16, 16)), options.pop("batch", 1))
-    sigmas = comfy.samplers.calculate_sigmas(patcher.get_model_object("model_sampling"), "normal", steps).cpu()
     with _first_call(log):
-        comfy.sample.sample_custom(
-            patcher, start, cfg, comfy.samplers.sampler_object("euler"), sigmas, positive, negative,
-            torch.zeros_like(start), disable_pbar=True, callback=step, **options,
-        )  # fmt: skip
+        sampled(patcher, positive, negative, steps=steps, callback=step)
     return found
+
+
+def sampled(
+    patcher: Any, positive: list, negative: list, *, steps: int, cfg: float = 5.0, callback: Callable | None = None
+) -> torch.Tensor:
+    """Latents of a run of Euler steps."""
+    start = tiny.noise()
+    sigmas = comfy.samplers.calculate_sigmas(patcher.get_model_object("model_sampling"), "normal", steps).cpu()
+    return comfy.sample.sample_custom(
+        patcher, start, cfg, comfy.samplers.sampler_object("euler"), sigmas, positive, negative,
+        torch.zeros_like(start), disable_pbar=True, callback=callback,
+    )  # fmt: skip
 
 
 @contextlib.contextmanager
