@@ -37,17 +37,16 @@ class Regions:
         return self.maps.derived[key]
 
     def _labels(self, views: Sequence[View], grid: Grid) -> torch.Tensor:
-        by_frame: dict = {}
+        alike: dict = {}  # places of views of the same part of their pictures, with a map or without
         for place, view in enumerate(views):
-            by_frame.setdefault(view[1], []).append(place)
-        found = [(places, self._of_frame([views[p] for p in places], grid)) for places in by_frame.values()]
+            alike.setdefault((view[1], self.maps.current([view]) is None), []).append(place)
+        found = [(places, self._of_alike([views[p] for p in places], grid)) for places in alike.values()]
         if len(found) == 1:
             return found[0][1]
         rows = {p: labels[i] for places, labels in found for i, p in enumerate(places)}
         return torch.stack([rows[place] for place in range(len(views))])
 
-    def _of_frame(self, views: Sequence[View], grid: Grid) -> torch.Tensor:
-        """Of views of the same part of their pictures."""
+    def _of_alike(self, views: Sequence[View], grid: Grid) -> torch.Tensor:
         frame = views[0][1]
         if frame is None:
             return torch.zeros((len(views), *grid), dtype=torch.int64, device=self.device)

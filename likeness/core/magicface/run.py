@@ -146,7 +146,7 @@ class MagicFaceRun:
 
     def _any_concept(self, regions: Regions, views: Sequence[View], grid: Grid) -> bool:
         """Whether a concept has a place in any of the views: where none has, RBA is plain attention."""
-        if not self.setting.placement.any_placed and self._maps.current(views[:1]) is None:
+        if not self.setting.placement.any_placed and all(self._maps.current([view]) is None for view in views):
             return False
         return any(map(len, regions.groups(views, self.setting.attention_grids(grid)).values()))
 

@@ -71,6 +71,39 @@ def test_a_replace_that_changes_nothing_changes_nothing(parts, alpha):
     torch.testing.assert_close(sample(patched, model=other), sample(patched), **CLOSE)
 
 
+class MaskedReplace(OtherReplace):
+    """As IPAdapter_plus with an attention mask: the right half of the picture, in the conditional rows alone."""
+
+    def __call__(self, q, k, v, extra_options):
+        self.calls += 1
+        out = host_attention.optimized_attention(q, k, v, extra_options["n_heads"], attn_precision=None)
+        height, width = extra_options["original_shape"][2:4]
+        factor = round((height * width / q.shape[1]) ** 0.5)
+        mask = torch.zeros(height // factor, width // factor)
+        mask[:, width // factor // 2 :] = sum(self.strengths)
+        chunks = extra_options["cond_or_uncond"]
+        rows = q.shape[0] // len(chunks)
+        shares = torch.tensor([float(chunk == 0) for chunk in chunks for _ in range(rows)])
+        return out + shares[:, None, None] * mask.flatten()[None, :, None]
+
+
+@pytest.mark.parametrize("alpha", [1.0, 0.0])
+def test_another_patchs_attention_mask_stays_in_its_place(parts, alpha):
+    size = {"size": (16, 24)}
+    ours = apply(parts, chain("man", mask=box()), alpha=alpha)
+    silent = apply(parts, chain("man", mask=box(), weight=0.0), alpha=alpha)
+    theirs = set_other(parts.model.clone(), "attn2", MaskedReplace(0.3))
+    alone = sample(ours, model=theirs, **size)
+    both_silent = set_other(silent.model.clone(), "attn2", MaskedReplace(0.3))
+    assert torch.equal(sample(silent, model=both_silent, **size), alone)
+    other = MaskedReplace(0.3)
+    both = sample(ours, model=set_other(ours.model.clone(), "attn2", other), **size)
+    assert other.calls == 3 * len(BLOCKS), "never in the reference pass"
+    assert not torch.allclose(both, alone, **CLOSE) and not torch.allclose(both, sample(ours, **size), **CLOSE)
+    right, left = ((both - sample(ours, **size)).abs()[..., half].mean() for half in (slice(12, 24), slice(0, 12)))
+    assert right > left
+
+
 def test_nothing_of_ours_sits_where_others_look(parts):
     patched = apply(parts, chain("man", mask=box()))
     sample(patched)
