@@ -29,6 +29,7 @@ from likeness.core.magicface.maps import (
 from likeness.core.magicface.references import Capture, ReferencePath, ReferencesCaptured, noised, reference_noise
 from likeness.core.magicface.regions import group_tokens
 from likeness.core.magicface.request import MagicFaceRequest, MapOptions, Reference
+from likeness.core.magicface.setting import RunSetting
 from likeness.core.masks import mask_to_grid
 from likeness.core.prompt import Word, find_phrase
 
@@ -253,6 +254,18 @@ def test_map_pipeline(how, ca_scale):
     assert torch.equal(semantic.foreground, foreground)
     assert torch.equal(semantic.labels, labels)
     assert len(labels.unique()) > 1
+
+
+def test_map_resolutions_are_shares_of_the_finest_attention():
+    """SDXL's finest attention is at half the latent's side: its map is made at a quarter of it."""
+    sdxl = UNetLayout.from_counts([[], [2, 2], [10, 10]], [10], [[10, 10, 10], [2, 2, 2], []])
+    for layout, options, factors in (
+        (LAYOUT, MapOptions(), {2, 4, 8}),
+        (sdxl, MapOptions(), {4}),
+        (sdxl, MapOptions((1, 2, 4, 8)), {2, 4}),
+    ):
+        setting = RunSetting.of(MagicFaceRequest((reference(0),), maps=options), layout, [3.0, 1.0, 0.0])
+        assert {layout.factor(block) for block in setting.map_blocks} == factors
 
 
 def test_concept_beyond_the_context_is_an_error():

@@ -17,7 +17,7 @@ from .previews import MagicFaceRecord
 from .references import GivenConcept, References
 from .session import NODE, MagicFacePatch
 
-#: Resolutions of the semantic map, in latent pixels per token: half, quarter, eighth of the latent's side; 1 is all.
+#: Resolutions of the semantic map: a half, a quarter and an eighth of the finest attention's side; 1 is all.
 MAP_FACTORS = (2, 4, 8)
 
 
