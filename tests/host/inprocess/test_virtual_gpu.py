@@ -42,6 +42,7 @@ def ratio(gpu: tuple[Any, Any, Steps], parts: Parts, references: int, **options:
         (2, {"alpha": 1.0, "record": False}, 1.15),
         (2, {"alpha": 0.0, "record": False}, 1.35),
         (2, {"alpha": 1.0}, 1.35),  # a step whose map is recorded
+        (2, {"alpha": 0.0, "record": False, "s_cfg": True, "weighting": "multiplicative"}, 1.4),  # the dearest options
     ],
 )
 def test_a_step_with_references_waits_twice_and_launches_little(
