@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from support.comfy import tiny
+from support.comfy import persona, tiny
 from support.comfy.magicface import Parts, apply, box, chain
 from support.comfy.virtual import Steps, counted, host_on_virtual_gpu, on_virtual_gpu, sampled
+
+from likeness.hosts.comfy.persona import session
 
 STEPS = 2
 SETTLED = 1  # the step that is looked at: the first one brings constants to the device
@@ -90,3 +92,13 @@ def test_weights_that_have_no_room_change_nothing(parts: Parts) -> None:
             made = apply(parts, chain("man", mask=box()), model=model, alpha=0.5)
             outs.append(sampled(made.model, made.positive, parts.negative, steps=STEPS).cpu())
     torch.testing.assert_close(*outs)
+
+
+def test_a_persona_waits_once_a_step_and_launches_nothing_more(parts: Parts, gpu: tuple[Any, Any, Steps]) -> None:
+    log, model, vanilla = gpu
+    with log.paused():
+        speaking, positive = session.apply(model, parts.clip, persona.chain(), persona.PROMPT)
+    counted(log, speaking, positive, parts.negative, steps=2 * STEPS)
+    found = counted(log, speaking, positive, parts.negative, steps=2 * STEPS)
+    assert found.launches[-1] == vanilla.launches[-1]
+    assert found.syncs[-1] <= 1

@@ -25,7 +25,7 @@ def split_patch(contexts: Contexts) -> Callable:
         if context.shape[0] != contexts.key.shape[0]:
             return n, context, value  # another patch has changed the rows: they are not ours any more
         if context.dtype not in ready:
-            ready[context.dtype] = Contexts(*(c.to(context) for c in contexts))
+            ready[context.dtype] = Contexts(*(c.to(context.device, context.dtype, non_blocking=True) for c in contexts))
         return n, *ready[context.dtype]
 
     return patch

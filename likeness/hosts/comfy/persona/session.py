@@ -109,7 +109,7 @@ def timestep_reader(sampling: Any) -> Callable[[torch.Tensor], list[int]]:
     """From noise levels to training timesteps, with the model's own table; a model without one gets SD's."""
     table = getattr(sampling, "sigmas", None)
     if table is not None and hasattr(sampling, "log_sigmas"):
-        scale = 1000 / len(table)
+        scale, table = 1000 / len(table), table.cpu()
         return lambda sigmas: [min(999, round(t * scale)) for t in timesteps_of(sigmas.cpu(), table)]
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
     standard = sigma_table((1 - betas).cumprod(0))
@@ -174,6 +174,13 @@ class Session:
         carrying = [c for c in given if isinstance(c.get(KEY), PersonaPlan)]
         self.speakers = {c["uuid"]: Speaker(c[KEY], c["cross_attn"], schedule) for c in carrying}
         self.last: tuple | None = None
+        self.heard: tuple[torch.Tensor, int] | None = None
+
+    def timestep(self, sigma: torch.Tensor) -> int:
+        """The training timestep of a call's noise levels; the device is waited for once a call."""
+        if self.heard is None or self.heard[0] is not sigma:
+            self.heard = sigma, self.read(sigma.flatten()[:1])[0]
+        return self.heard[1]
 
     def joined(self, options: Mapping[str, Any], context: torch.Tensor, sigma: torch.Tensor) -> Contexts | None:
         """Key and value contexts of all rows of a call, or None where no row speaks.
@@ -183,7 +190,7 @@ class Session:
         uuids = options.get("uuids") or []
         if not any(u in self.speakers for u in uuids) or context.shape[0] % len(uuids):
             return None
-        timestep = self.read(sigma.flatten()[:1])[0]
+        timestep = self.timestep(sigma)
         rows = context.shape[0] // len(uuids)
         known = (timestep, tuple(uuids), rows, context.shape, context.dtype, context.device)
         if self.last is None or self.last[0] != known or self.last[1] is not context:
@@ -192,7 +199,7 @@ class Session:
 
     def token_maps(self, options: Mapping[str, Any], count: int, sigma: torch.Tensor) -> list[torch.Tensor | None]:
         """For each of ``count`` rows the shares of its tokens in those of the prompt; None for rows of plain words."""
-        timestep = self.read(sigma.flatten()[:1])[0]
+        timestep = self.timestep(sigma)
         speaking = [self._speaking(uuid, timestep) for uuid in options["uuids"]]
         shares = [speaker.shares if speaker is not None else None for speaker in speaking]
         return [item for item in shares for _ in range(count // len(shares))]
