@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -50,19 +50,32 @@ class Stages:
             return EARLY
         return DYNAMIC if timestep >= self.low else LATE
 
+    def bounded(self, timestep: float) -> int:
+        """The dynamic timestep next to a timestep."""
+        return int(min(max(timestep, self.low), self.high))
+
 
 def dynamic_timesteps(timesteps: Sequence[int], stages: Stages, midpoints: bool = False) -> list[int]:
-    """The distinct dynamic timesteps of a schedule, descending; the lowest one is the one that is held afterwards.
+    """The distinct dynamic timesteps of a schedule, descending; ``midpoints`` adds the means of neighbours.
 
-    A schedule that starts below the dynamic stage (image to image at low strength) or steps over it gets the
-    stage's nearest bound. ``midpoints`` adds the means of neighbours, where two-stage samplers evaluate the model.
+    Two-stage samplers evaluate the model between its levels, near those means.
     """
-    found = {int(t) for t in timesteps if stages.at(t) == DYNAMIC}
-    if midpoints:
-        ordered = sorted({int(t) for t in timesteps})
-        between = {(a + b) // 2 for a, b in itertools.pairwise(ordered)}
-        found |= {t for t in between if stages.at(t) == DYNAMIC}
-    return sorted(found, reverse=True) or [stages.low]
+    ordered = sorted({int(t) for t in timesteps})
+    between = [(a + b) // 2 for a, b in itertools.pairwise(ordered)] if midpoints else []
+    return sorted({t for t in (*ordered, *between) if stages.at(t) == DYNAMIC}, reverse=True)
+
+
+def nearest_timestep(timesteps: Sequence[int], stages: Stages) -> int | None:
+    """The level next to the stage in a schedule that jumps over it (few steps); None where it does not.
+
+    A schedule that ends above the stage does not: another one goes on from there. Neither does one that begins below.
+    """
+    levels = [int(t) for t in timesteps]
+    jumps = levels and max(levels) > stages.high and min(levels) < stages.low
+    if not jumps or any(stages.at(t) == DYNAMIC for t in levels):
+        return None
+    heard = [t for t in levels if t > 0]  # at timestep 0 the picture is done, no model is asked
+    return min(heard, key=lambda t: max(stages.low - t, t - stages.high))
 
 
 @dataclass(frozen=True)
@@ -74,6 +87,7 @@ class StagedContexts:
         dynamic: ``S L C`` contexts, one per timestep in ``timesteps``.
         timesteps: descending dynamic timesteps.
         held: index of the entry that is kept in the late stage.
+        nearest: a timestep outside of the stage that speaks like the stage's bound on its side; few steps have one.
     """
 
     stages: Stages
@@ -81,9 +95,17 @@ class StagedContexts:
     dynamic: Contexts
     timesteps: tuple[int, ...]
     held: int
+    nearest: int | None = None
+
+    def to(self, like: Tensor) -> StagedContexts:
+        """The same on the device and in the type of another tensor."""
+        early, dynamic = (Contexts(*(x.to(like) for x in pair)) for pair in (self.early, self.dynamic))
+        return replace(self, early=early, dynamic=dynamic)
 
     def index(self, timestep: float) -> int | None:
         """Row of :attr:`dynamic` for a timestep; None stands for :attr:`early`."""
+        if timestep == self.nearest:
+            timestep = self.stages.bounded(timestep)
         stage = self.stages.at(timestep)
         if stage == EARLY or (stage == LATE and self.stages.late == "supercategory"):
             return None
@@ -111,12 +133,16 @@ def precompute(
     Args:
         encode: ``S`` timesteps -> contexts ``S L C``.
         early: contexts of the supercategory prompt.
-        timesteps: all timesteps of the schedule.
+        timesteps: all timesteps of the schedule; 0 stands for its end, if it comes to one.
     """
-    wanted = dynamic_timesteps(timesteps, stages, midpoints)
-    on_schedule = [t for t in dynamic_timesteps(timesteps, stages) if t in wanted]
-    dynamic = encode(torch.tensor(wanted))
-    return StagedContexts(stages, early, dynamic, tuple(wanted), wanted.index(min(on_schedule)))
+    on_schedule = dynamic_timesteps(timesteps, stages)
+    nearest = nearest_timestep(timesteps, stages)
+    kept = min(on_schedule, default=stages.low)  # a schedule that begins below the stage has its lower bound
+    spoken = {*dynamic_timesteps(timesteps, stages, midpoints), kept}
+    if nearest is not None:
+        spoken.add(stages.bounded(nearest))
+    wanted = sorted(spoken, reverse=True)
+    return StagedContexts(stages, early, encode(torch.tensor(wanted)), tuple(wanted), wanted.index(kept), nearest)
 
 
 # --- bounds from attention -----------------------------------------------------------------------------------------

@@ -109,6 +109,17 @@ def test_schedules_that_miss_the_dynamic_stage(schedule):
     assert staged.timesteps == (400,) and staged.at(1).key.unique().item() == 400
 
 
+@pytest.mark.parametrize(
+    "schedule, speaks, as_at",
+    [([999, 350, 0], 350, 400), ([999, 850, 100, 0], 850, 800), ([999, 0], 999, 800)],
+)
+def test_few_steps_that_jump_over_the_stage_speak_at_the_level_next_to_it(schedule, speaks, as_at):
+    staged = precompute(encoder, EARLY_CONTEXT, Stages(400, 800, "supercategory"), schedule)
+    for timestep in schedule:
+        key = staged.at(timestep).key
+        assert key is EARLY_CONTEXT.key if timestep != speaks else key.unique().item() == as_at
+
+
 def test_midpoints_serve_two_stage_samplers_but_the_held_one_is_on_schedule():
     staged = precompute(encoder, EARLY_CONTEXT, Stages(400, 800), [900, 700, 500, 300], midpoints=True)
     assert staged.timesteps == (800, 700, 600, 500, 400)

@@ -177,6 +177,15 @@ def test_any_sampler_uses_the_contexts_of_its_noise_level(parts, sampler, schedu
             assert torch.allclose(made.value[index[0]], plan.dynamic.value[row], atol=1e-6)
 
 
+@pytest.mark.parametrize(("steps", "scheduler"), [(1, "simple"), (2, "simple"), (3, "karras"), (4, "sgm_uniform")])
+def test_few_steps_hear_the_persona(parts, steps, scheduler):
+    """Turbo and LCM: levels that jump over the stage. The one next to it is where the persona speaks."""
+    model, positive = apply(parts.model, parts.clip, named(make_persona()), PROMPT)
+    sigmas = comfy.samplers.calculate_sigmas(parts.model.get_model_object("model_sampling"), scheduler, steps)
+    plain = [[positive[0][0], {k: v for k, v in positive[0][1].items() if k != KEY}]]
+    assert not torch.equal(run(model, positive, parts.negative, sigmas), run(model, plain, parts.negative, sigmas))
+
+
 def test_cond_and_uncond_in_separate_calls(parts, monkeypatch):
     model, positive = apply(parts.model, parts.clip, named(make_persona()), PROMPT)
     sigmas = ddim_sigmas(parts, 4)

@@ -44,7 +44,7 @@ def persona(stages: Stages) -> Persona:
 
 
 SPEAKING = Stages(200, 700)
-SILENT = Stages(600, 700, "supercategory")  # no timestep of the schedule lies in it
+SILENT = Stages(800, 990, "supercategory")  # the schedule begins below it
 
 
 def request(pipeline: Pipeline, words: tuple[str, ...] = ("person",), **options) -> MagicFaceRequest:

@@ -170,6 +170,8 @@ class Session:
     def __init__(self, guider: Any, sigmas: torch.Tensor) -> None:
         self.read = timestep_reader(guider.model_patcher.get_model_object("model_sampling"))
         schedule = self.read(sigmas[sigmas > 0])
+        if bool((sigmas == 0).any()):
+            schedule.append(0)  # the schedule comes to its end
         given = [c for conds in guider.conds.values() for c in conds if c.get("cross_attn") is not None]
         carrying = [c for c in given if isinstance(c.get(KEY), PersonaPlan)]
         self.speakers = {c["uuid"]: Speaker(c[KEY], c["cross_attn"], schedule) for c in carrying}
