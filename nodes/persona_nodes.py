@@ -275,7 +275,9 @@ class PersonaLoad(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, persona) -> bool | str:
-        """Accept files saved since the page was loaded."""
+        """Accept files saved since the page was loaded, and names that another node gives (None until it runs)."""
+        if persona is None:
+            return True
         try:
             persona_files.find_persona(persona)
         except ValueError as error:
@@ -284,7 +286,9 @@ class PersonaLoad(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, persona, **_) -> float:
-        """Read the file again when it was replaced."""
+        """Read the file again when it was replaced; a name from another node is a new input whenever it changes."""
+        if persona is None:
+            return 0.0
         return persona_files.find_persona(persona).stat().st_mtime
 
     @classmethod

@@ -203,6 +203,7 @@ def test_nodes_train_save_load_apply(parts):
         assert saved.args[0].endswith("ada.safetensors") and again.args[0].endswith("ada_2.safetensors")
         assert persona_files.list_personas() == ["ada.safetensors", "ada_2.safetensors"]
         assert persona_nodes.PersonaLoad.validate_inputs("ada.safetensors") is True
+        assert persona_nodes.PersonaLoad.validate_inputs(None) is True, "the name comes from another node"
         assert "none.safetensors" in persona_nodes.PersonaLoad.validate_inputs("none.safetensors")
         loaded = persona_nodes.PersonaLoad.execute("ada.safetensors", "S2*", personas=chain)
         assert [p.placeholder for p in loaded.args[0]] == ["S*", "S2*"] and "stands for: man" in loaded.args[1]
