@@ -18,8 +18,10 @@ import torch
 from support.comfy import tiny
 from support.comfy.magicface import PROMPT, apply, box, chain
 from support.comfy.magicid import halves, people
+from support.comfy.persona import chain as personas
 
 from likeness.hosts.comfy.magicid import apply as magicid
+from likeness.hosts.comfy.persona import session as comfy_persona
 
 CLOSE = {"rtol": 1e-3, "atol": 1e-3}
 SIZE = (16, 16)
@@ -49,10 +51,16 @@ def identities(parts: Any, strength: float) -> tuple[Any, list]:
     return magicid.apply(parts.model, people(parts.model, 1.0, 1.0), halves(), how).model, plain_prompt(parts)
 
 
+def persona(parts: Any, strength: float) -> tuple[Any, list]:
+    model, positive = comfy_persona.apply(parts.model, parts.clip, personas("man"), PROMPT.replace("man", "S*"))
+    return model, positive if strength else plain_prompt(parts)
+
+
 TREATMENTS = [
     Treatment("magicid", identities),
     Treatment("rsa", magicface(alpha=1.0)),
     Treatment("rba", magicface(alpha=0.0)),
+    Treatment("persona", persona),
 ]
 
 

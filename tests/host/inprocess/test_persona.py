@@ -152,8 +152,8 @@ def test_any_sampler_uses_the_contexts_of_its_noise_level(parts, sampler, schedu
     model, positive = apply(parts.model, parts.clip, named(make_persona()), PROMPT)
     seen, joined = [], comfy_persona.Session.joined
 
-    def spy(self, options, context, sigma):
-        made = joined(self, options, context, sigma)
+    def spy(self, speakers, context, sigma):
+        made = joined(self, speakers, context, sigma)
         plan = next(iter(self.speakers.values())).staged
         seen.append((float(sigma.flatten()[0]), made, plan))
         return made

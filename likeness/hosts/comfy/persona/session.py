@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from ....core.persona.stages import StagedContexts, precompute
 from ....core.persona.text import Contexts, check_placeholders
 from ....core.schedule import sigma_table, timesteps_of
 from ..compat import uncompiled
+from ..rows import BATCH_KEY, Batch, Conditioning, rows_of, text_of
 from ..text import TOKEN_MAPS_KEY
 from .patch import with_contexts
 from .shares import prompt_shares
@@ -96,7 +98,11 @@ def apply(model: Any, clip: Any, personas: Personas, prompt: str) -> tuple[Any, 
 def install(model: Any) -> Any:
     """A clone of the model that listens for personas; one wrapper serves any number of them."""
     patched = model.clone()
-    for kind, wrapper in ((WrappersMP.OUTER_SAMPLE, outer_sample), (WrappersMP.APPLY_MODEL, apply_model)):
+    for kind, wrapper in (
+        (WrappersMP.OUTER_SAMPLE, outer_sample),
+        (WrappersMP.CALC_COND_BATCH, calc_cond_batch),
+        (WrappersMP.APPLY_MODEL, apply_model),
+    ):
         patched.remove_wrappers_with_key(kind, KEY)
         patched.add_wrapper_with_key(kind, KEY, wrapper)
     return patched
@@ -131,6 +137,7 @@ class Speaker:
 
     def __init__(self, plan: PersonaPlan, given: torch.Tensor, schedule: Sequence[int]) -> None:
         self.staged = plan.contexts(schedule)
+        self.given = given
         self.length = given.shape[1]
         early = plan.early.float()
         begin = given[:, : early.shape[1]].to(early)
@@ -164,6 +171,10 @@ def _equally_long(*texts: torch.Tensor) -> list[torch.Tensor]:
     return [text.repeat(1, length // text.shape[1], 1) for text in texts]
 
 
+#: Of every row of a call whose persona it is.
+Speakers = tuple[Speaker | None, ...]
+
+
 class Session:
     """One sampling run: a speaker for every conditioning that carries a plan, by the conditioning's id."""
 
@@ -174,6 +185,8 @@ class Session:
             schedule.append(0)  # the schedule comes to its end
         given = [c for conds in guider.conds.values() for c in conds if c.get("cross_attn") is not None]
         carrying = [c for c in given if isinstance(c.get(KEY), PersonaPlan)]
+        self.guider = guider
+        self.own: dict[int, tuple[torch.Tensor, bool]] = {}
         self.speakers = {c["uuid"]: Speaker(c[KEY], c["cross_attn"], schedule) for c in carrying}
         self.last: tuple | None = None
         self.heard: tuple[torch.Tensor, int] | None = None
@@ -184,38 +197,58 @@ class Session:
             self.heard = sigma, self.read(sigma.flatten()[:1])[0]
         return self.heard[1]
 
-    def joined(self, options: Mapping[str, Any], context: torch.Tensor, sigma: torch.Tensor) -> Contexts | None:
-        """Key and value contexts of all rows of a call, or None where no row speaks.
+    def of_rows(self, options: Mapping[str, Any], x: torch.Tensor, context: torch.Tensor) -> Speakers | None:
+        """Who each row of a call belongs to, told by its conditioning; None where no row has a persona."""
+        count = context.shape[0]
+        if options.get(BATCH_KEY) is None:  # another pack calls without the host: chunk by chunk, as the host would
+            uuids = options.get("uuids") or [None]
+            found = [self.speakers.get(uuid) for uuid in uuids for _ in range(count // len(uuids))]
+        else:
+            found = [self._of_entry(row.conditioning) for row in rows_of(options, x, context) or ()]
+        return tuple(found) if len(found) == count and any(found) else None
+
+    def _of_entry(self, entry: Conditioning | None) -> Speaker | None:
+        """The speaker of a conditioning; none where the host has copied it into another list, whose text it has now."""
+        speaker = None if entry is None else self.speakers.get(entry.get("uuid"))
+        text = None if speaker is None else text_of(entry)
+        if text is None:
+            return speaker
+        if id(text) not in self.own:
+            given = speaker.given
+            same = text is given or (text.shape == given.shape and torch.equal(text.to(given), given))
+            self.own[id(text)] = text, same
+        return speaker if self.own[id(text)][1] else None
+
+    def joined(self, speakers: Speakers, context: torch.Tensor, sigma: torch.Tensor) -> Contexts:
+        """Key and value contexts of all rows of a call.
 
         Rows of other conditionings keep their own; where lengths differ all are repeated to a common one.
         """
-        uuids = options.get("uuids") or []
-        if not any(u in self.speakers for u in uuids) or context.shape[0] % len(uuids):
-            return None
         timestep = self.timestep(sigma)
-        rows = context.shape[0] // len(uuids)
-        known = (timestep, tuple(uuids), rows, context.shape, context.dtype, context.device)
+        known = (timestep, tuple(map(id, speakers)), context.shape, context.dtype, context.device)
         if self.last is None or self.last[0] != known or self.last[1] is not context:
-            self.last = (known, context, self._join(uuids, context, rows, timestep))
+            self.last = (known, context, _join(self.speaking(speakers, timestep), context, timestep))
         return self.last[2]
 
-    def token_maps(self, options: Mapping[str, Any], count: int, sigma: torch.Tensor) -> list[torch.Tensor | None]:
-        """For each of ``count`` rows the shares of its tokens in those of the prompt; None for rows of plain words."""
-        timestep = self.timestep(sigma)
-        speaking = [self._speaking(uuid, timestep) for uuid in options["uuids"]]
-        shares = [speaker.shares if speaker is not None else None for speaker in speaking]
-        return [item for item in shares for _ in range(count // len(shares))]
+    def token_maps(self, speakers: Speakers, sigma: torch.Tensor) -> list[torch.Tensor | None]:
+        """For each row the shares of its tokens in those of the prompt; None for rows of plain words."""
+        speaking = self.speaking(speakers, self.timestep(sigma))
+        return [None if speaker is None else speaker.shares for speaker in speaking]
 
-    def _speaking(self, uuid: Any, timestep: int) -> Speaker | None:
-        speaker = self.speakers.get(uuid)
-        return speaker if speaker is not None and speaker.speaks(timestep) else None
+    @staticmethod
+    def speaking(speakers: Speakers, timestep: int) -> list[Speaker | None]:
+        """Those that speak at a timestep."""
+        return [speaker if speaker is not None and speaker.speaks(timestep) else None for speaker in speakers]
 
-    def _join(self, uuids: Sequence[Any], context: torch.Tensor, rows: int, timestep: int) -> Contexts:
-        parts: list[Contexts] = []
-        for uuid, own in zip(uuids, context.split(rows), strict=True):
-            speaker = self._speaking(uuid, timestep)
-            parts.append(Contexts(own, own) if speaker is None else speaker.contexts(own, timestep))
-        return Contexts(*(torch.cat(_equally_long(*texts)) for texts in zip(*parts, strict=True)))
+
+def _join(speaking: Sequence[Speaker | None], context: torch.Tensor, timestep: int) -> Contexts:
+    parts: list[Contexts] = []
+    start = 0
+    for speaker, same in groupby(speaking):
+        own = context[start : start + len(list(same))]
+        start += len(own)
+        parts.append(Contexts(own, own) if speaker is None else speaker.contexts(own, timestep))
+    return Contexts(*(torch.cat(_equally_long(*texts)) for texts in zip(*parts, strict=True)))
 
 
 def outer_sample(executor: Any, noise: torch.Tensor, latent_image: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -233,14 +266,26 @@ def outer_sample(executor: Any, noise: torch.Tensor, latent_image: torch.Tensor,
         options.pop(KEY, None)
 
 
+def calc_cond_batch(
+    executor: Any, model: Any, conds: Sequence[Any], x: torch.Tensor, t: torch.Tensor, options: dict[str, Any]
+) -> Any:
+    """Note what the host was asked for, by which the rows of its calls are told."""
+    inner = options.get("transformer_options", {})
+    session: Session | None = inner.get(KEY)
+    if session is not None:
+        batch = Batch.of(conds, x, getattr(session.guider, "conds", {}), inner)
+        options = {**options, "transformer_options": {**inner, BATCH_KEY: batch}}
+    return executor(model, conds, x, t, options)
+
+
 def apply_model(executor: Any, x: torch.Tensor, t: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
     """Put the personas' contexts into one model call; without any the call passes untouched."""
     names = ("c_concat", "c_crossattn", "control", "transformer_options")
     given = {**dict(zip(names, args, strict=False)), **{k: kwargs.pop(k) for k in names if k in kwargs}}
     options, context = given.get("transformer_options") or {}, given.get("c_crossattn")
     session: Session | None = options.get(KEY)
-    contexts = None if session is None or context is None else session.joined(options, context, t)
-    if contexts is not None:
-        token_maps = session.token_maps(options, context.shape[0], t)
+    speakers = None if session is None or context is None else session.of_rows(options, x, context)
+    if speakers is not None:
+        contexts, token_maps = session.joined(speakers, context, t), session.token_maps(speakers, t)
         given["transformer_options"] = {**with_contexts(options, contexts), TOKEN_MAPS_KEY: token_maps}
     return executor(x, t, *(given.get(name) for name in names[:3]), given.get("transformer_options") or {}, **kwargs)
