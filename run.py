@@ -33,6 +33,7 @@ COMMANDS = {
     "magicface": ("lab.magicface", "", "MagicFace: demo, benchmark"),
     "persona": ("lab.persona", "", "PersonaMagic: demo, train, play, prove, benchmark"),
     "diir": ("lab.diir", "", "DIIR face repair: demo, prove, benchmark"),
+    "idzoom": ("lab.idzoom.command", "", "MagicID's data engine: pictures in, training shards out"),
     "miniature": ("lab.miniature", "", "the drawn model: train, report"),
     "dev": ("lab.dev", "", "for developers: workflows, locales, thumbnails, requirements"),
 }
