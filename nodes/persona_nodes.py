@@ -7,11 +7,12 @@ from comfy_api.latest import io, ui
 from ..likeness.core.persona.stages import LATE_CHOICES
 from ..likeness.core.persona.tandem import TandemConfig
 from ..likeness.hosts.comfy.compat import ADVANCED, schema
+from ..likeness.hosts.comfy.images import mask_to_torch, to_torch
+from ..likeness.hosts.comfy.persona import apply as persona_apply
 from ..likeness.hosts.comfy.persona import files
 from ..likeness.hosts.comfy.persona import files as persona_files
-from ..likeness.hosts.comfy.persona import session as host
 from ..likeness.hosts.comfy.persona import train as persona_learn
-from ..likeness.hosts.comfy.persona.text import NamedPersona
+from ..likeness.hosts.comfy.persona.text import NamedPersona, join
 from .face_nodes import FaceModelsType
 
 CATEGORY = "Likeness/Persona"
@@ -64,12 +65,14 @@ class PersonaTrain(io.ComfyNode):
     def execute(
         cls, model, clip, vae, image, mask=None, clip_vision=None, personas=None, faces=None, **widgets
     ) -> io.NodeOutput:
-        inputs = persona_learn.Inputs(
-            model, clip, vae, image, mask, clip_vision, *(widgets[k] for k in ("size", "crop", "name", "resume")),
-            widgets["preview_every"], widgets["preview_prompt"], faces,
+        pictures = to_torch(image)
+        masks = None if mask is None else mask_to_torch(mask, source="Persona Train: mask")
+        options = persona_learn.TrainOptions(
+            cls._request(**widgets), widgets["name"], widgets["resume"], widgets["size"], widgets["crop"], clip_vision,
+            faces, widgets["preview_every"], widgets["preview_prompt"],
         )  # fmt: skip
-        learned = persona_learn.learn(inputs, cls._request(**widgets))
-        chain = host.join(personas, NamedPersona(widgets["placeholder"], learned.persona))
+        learned = persona_learn.learn(model, clip, vae, pictures, masks, widgets["supercategory"], options)
+        chain = join(personas, NamedPersona(widgets["placeholder"], learned.persona), "Persona Train: placeholder")
         shown = learned.preview if widgets["preview_every"] else learned.loss
         return io.NodeOutput(chain, learned.loss, learned.iou, learned.preview, ui=ui.PreviewImage(shown, cls=cls))
 
@@ -249,7 +252,7 @@ class PersonaApply(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, clip, personas, prompt) -> io.NodeOutput:
-        return io.NodeOutput(*host.apply(model, clip, personas, prompt))
+        return io.NodeOutput(*persona_apply.apply(model, clip, personas, prompt))
 
 
 class PersonaLoad(io.ComfyNode):
@@ -294,7 +297,10 @@ class PersonaLoad(io.ComfyNode):
     @classmethod
     def execute(cls, persona, placeholder, personas=None) -> io.NodeOutput:
         loaded = persona_files.load(persona)
-        return io.NodeOutput(host.join(personas, NamedPersona(placeholder, loaded)), persona_files.describe(loaded))
+        return io.NodeOutput(
+            join(personas, NamedPersona(placeholder, loaded), "Persona Load: placeholder"),
+            persona_files.describe(loaded),
+        )
 
 
 class PersonaSave(io.ComfyNode):
@@ -383,7 +389,7 @@ class PersonaImport(io.ComfyNode):
         cls, clip, path, supercategory, placeholder, low, high, image=None, clip_vision=None, personas=None
     ) -> io.NodeOutput:
         persona = files.import_persona(clip, path, supercategory, (low, high), image, clip_vision)
-        return io.NodeOutput(host.join(personas, NamedPersona(placeholder, persona)))
+        return io.NodeOutput(join(personas, NamedPersona(placeholder, persona), "Persona Import: placeholder"))
 
 
 NODES = [PersonaTrain, PersonaApply, PersonaLoad, PersonaSave, PersonaInfo, PersonaImport]

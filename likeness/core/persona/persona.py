@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -41,6 +41,11 @@ class Persona:
     def tokens(self) -> int:
         """Number of words it speaks."""
         return self.mapper.config.tokens
+
+    def to(self, device: torch.device | str) -> Persona:
+        """The persona with its mapper and image embeddings on a device; the mapper itself is moved."""
+        image = None if self.image is None else self.image.to(device)
+        return replace(self, mapper=self.mapper.to(device), image=image)
 
     @torch.no_grad()
     def speaker(self, timesteps: Tensor, positions: Tensor) -> Speaker:

@@ -9,7 +9,7 @@ from typing import Any
 
 import comfy.model_management as management
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ...core.errors import LikenessError, bad_input
 
@@ -28,14 +28,18 @@ def check_weights(module: nn.Module, source: str) -> None:
         raise bad_input(source, came, "fp32, fp16 or bf16 weights", "Load the checkpoint unquantised to train on it.")
 
 
-def load_whole(source: str, *patchers: Any) -> None:
-    """Have the host load models completely, patches such as LoRA baked in; ``source`` names them in errors.
+def load_whole(source: str, *patchers: Any, memory: float = 0) -> None:
+    """Have the host load models completely, patches such as LoRA baked in; others make room for them.
+
+    Args:
+        source: names them in errors.
+        memory: bytes to keep free for what they compute.
 
     Raises:
         LikenessError: they do not fit the memory.
     """
     extra = {"force_full_load": True} if _takes(management.load_models_gpu, "force_full_load") else {}
-    management.load_models_gpu(list(patchers), **extra)
+    management.load_models_gpu(list(patchers), memory_required=memory, **extra)
     for patcher in patchers:
         if getattr(patcher, "lowvram_patch_counter", lambda: 0)():
             raise LikenessError(
@@ -63,12 +67,19 @@ def static_patcher(patcher: Any, source: str) -> Any:
 def private_copy(
     module: nn.Module, source: str, dtype: torch.dtype, device: torch.device, without: nn.Module | None = None
 ) -> nn.Module:
-    """A copy outside inference mode, frozen, in the training type, less one part. The original is not touched."""
-    if hasattr(module, "_forward_hooks") and module._forward_hooks:
+    """A copy outside inference mode, frozen, in the training type, less one part. The original is not touched.
+
+    Weights go straight to ``device``: nothing is kept twice where the original is.
+    """
+    if module._forward_hooks:
         raise bad_input(source, "a network with hooks on it", "a plain one", "Train without that node.")
-    left_out = {} if without is None else {id(without): nn.Identity()}
-    copied = copy.deepcopy(module, left_out).to(device=device, dtype=dtype)
-    return copied.requires_grad_(False).eval()
+    known: dict[int, Any] = {} if without is None else {id(without): nn.Identity()}
+    for parameter in module.parameters():
+        moved = parameter.detach().to(device, dtype, copy=True)
+        known[id(parameter)] = nn.Parameter(moved, requires_grad=False)
+    for buffer in module.buffers():
+        known[id(buffer)] = buffer.to(device, dtype if buffer.is_floating_point() else buffer.dtype, copy=True)
+    return copy.deepcopy(module, known).requires_grad_(False).eval()
 
 
 def checkpointed(net: nn.Module) -> None:
@@ -84,9 +95,3 @@ def checkpointed(net: nn.Module) -> None:
                 return checkpoint(_forward, *args, use_reentrant=False, **kwargs)
 
             module.forward = recompute
-
-
-def exact_attention(q: Tensor, k: Tensor, v: Tensor, extra: dict) -> Tensor:
-    """Attention whose gradient is exact and lean; which one the host has picked depends on its flags. ``B N C``."""
-    q, k, v = (x.unflatten(-1, (extra["n_heads"], -1)).transpose(1, 2) for x in (q, k, v))  # B H N D
-    return nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)

@@ -38,7 +38,7 @@ class Identifier:
         face = largest_face(faces)
         if face is None:
             raise bad_input(
-                "persona: identity loss", "a picture with no face found", "a face", "Set the identity weight to 0."
+                "Persona Train: identity", "a picture with no face found", "a face", "Set the identity weight to 0."
             )
         boxed = replace(photo, box=face.box)
         with torch.no_grad():

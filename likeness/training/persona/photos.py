@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +46,15 @@ class Photo:
     identity: Tensor | None = None
     box: tuple[float, float, float, float] | None = None
 
+    def to(self, device: torch.device) -> Photo:
+        """A copy on a device; its tensors may take part in autograd wherever the photo was made."""
+        copies = {
+            name: value.clone().to(device)
+            for name in ("latent", "mask", "image", "identity")
+            if (value := getattr(self, name)) is not None
+        }
+        return replace(self, **copies)
+
 
 def load_picture(path: str | Path) -> Tensor:
     """A picture file -> ``3 H W`` in [0, 1]."""
@@ -55,7 +64,7 @@ def load_picture(path: str | Path) -> Tensor:
         with Image.open(path) as file:
             pixels = np.asarray(ImageOps.exif_transpose(file).convert("RGB"), dtype=np.float32) / 255
     except (OSError, UnidentifiedImageError) as cause:
-        raise bad_input("Persona: image", f"{path} ({cause})", "a readable picture", "Check the path.") from cause
+        raise bad_input("Persona Train: image", f"{path} ({cause})", "a readable picture", "Check the path.") from cause
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
@@ -70,7 +79,7 @@ def fit(picture: Tensor, size: int, crop: bool = False) -> Tensor:
     return resized[0].clamp(0, 1)
 
 
-def check_mask(mask: Tensor, where: str = "Persona: mask") -> Tensor:
+def check_mask(mask: Tensor, where: str = "Persona Train: mask") -> Tensor:
     """An empty mask is an error, a full one is allowed and said aloud.
 
     Args:
@@ -106,7 +115,9 @@ def clipseg_mask(picture: Tensor, word: str, folder: str | Path) -> Tensor:
     """
     folder = Path(folder)
     if not (folder / "config.json").is_file():
-        raise bad_input("Persona: CLIPSeg", str(folder), "a folder with CLIPSeg weights", "Connect a mask instead.")
+        raise bad_input(
+            "Persona Train: CLIPSeg", str(folder), "a folder with CLIPSeg weights", "Connect a mask instead."
+        )
     from transformers import CLIPSegForImageSegmentation, CLIPSegProcessor
 
     model = CLIPSegForImageSegmentation.from_pretrained(folder, local_files_only=True).eval()

@@ -68,7 +68,7 @@ class PersonaTraining:
         ]
         for failed, name, came, expected in wrong:
             if failed:
-                raise bad_input(f"Persona training: {name}", came, expected, "Correct the value.")
+                raise bad_input(f"Persona Train: {name}", came, expected, "Correct the value.")
         Stages(self.low, self.high, self.late)
 
     def to_dict(self) -> dict:

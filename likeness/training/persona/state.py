@@ -32,5 +32,5 @@ def load_state(trainer: PersonaTrainer, path: str | Path) -> None:
             plain = json.loads((file.metadata() or {})[METADATA_KEY])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, KeyError, ValueError) as cause:
-        raise bad_input("Persona training: resume", f"{path} ({cause})", "a saved training state", "") from cause
+        raise bad_input("Persona Train: resume", f"{path} ({cause})", "a saved training state", "") from cause
     trainer.restore(tensors, plain)

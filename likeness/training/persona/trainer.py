@@ -74,16 +74,16 @@ class PersonaTrainer:
 
     def _check(self) -> None:
         if not self.photos:
-            raise bad_input("Persona training: images", "none", "at least one picture", "Connect a picture.")
+            raise bad_input("Persona Train: images", "none", "at least one picture", "Connect a picture.")
         shapes = {photo.latent.shape for photo in self.photos}
         if len(shapes) > 1:
-            raise bad_input("Persona training: images", f"latents {shapes}", "one size", "Prepare all photos alike.")
+            raise bad_input("Persona Train: images", f"latents {shapes}", "one size", "Prepare all photos alike.")
         for photo in self.photos:
             if photo.mask.amax() <= 0:
-                raise bad_input("Persona training: mask", "an empty mask", "some weight above 0", "Paint the face.")
+                raise bad_input("Persona Train: mask", "an empty mask", "some weight above 0", "Paint the face.")
             if self.config.identity > 0 and (photo.identity is None or self.identify is None):
                 raise bad_input(
-                    "Persona training: identity loss",
+                    "Persona Train: identity loss",
                     "a picture with no face found, or no face model",
                     "a face in every picture",
                     "Set the identity weight to 0, or use another picture.",
@@ -185,7 +185,7 @@ class PersonaTrainer:
         loss = torch.stack([term.float() for term in terms.values()]).sum()
         if not torch.isfinite(loss):
             raise LikenessError(
-                f"Persona training: the loss at step {self.step} is {loss.item()}. Lower the learning rate, or train "
+                f"Persona Train: the loss at step {self.step} is {loss.item()}. Lower the learning rate, or train "
                 "in bf16 or fp32 if the model runs in fp16."
             )
         self.optimiser.zero_grad(set_to_none=True)
@@ -246,9 +246,7 @@ class PersonaTrainer:
             self.curve, config.lambda1, config.lambda2, config.late, (config.low, config.high)
         )
         if not found:
-            logger.warning(
-                "Persona training: the IoU curve has no usable stage; %d-%d is used.", config.low, config.high
-            )
+            logger.warning("Persona Train: the IoU curve has no usable stage; %d-%d is used.", config.low, config.high)
         self.step = 0
         self._fresh(stages)
 
@@ -297,7 +295,7 @@ class PersonaTrainer:
         if saved != self.config:
             ours, theirs = self.config.to_dict(), saved.to_dict()
             differing = ", ".join(f"{k} {theirs[k]!r} -> {ours[k]!r}" for k in ours if ours[k] != theirs[k])
-            raise bad_input("Persona training: resume", differing, "the settings it began with", "Start a new run.")
+            raise bad_input("Persona Train: resume", differing, "the settings it began with", "Start a new run.")
         self._fresh(Stages(**plain["stages"]))
         self.mapper.load_state_dict(
             {k.removeprefix("mapper."): v for k, v in tensors.items() if k.startswith("mapper.")}
@@ -361,4 +359,4 @@ def _save_quietly(checkpoint: Callable[[PersonaTrainer], None], trainer: Persona
     try:
         checkpoint(trainer)
     except Exception as error:
-        logger.error("Persona training: the state could not be saved (%s).", error)
+        logger.error("Persona Train: the state could not be saved (%s).", error)

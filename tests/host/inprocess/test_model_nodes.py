@@ -11,7 +11,9 @@ import torch
 from support.comfy import magicface, tiny
 from support.comfy.persona import PLAIN, PROMPT, chain
 
-from likeness.hosts.comfy.persona import session as comfy_persona
+from likeness.hosts.comfy.persona import apply as comfy_persona
+from likeness.hosts.comfy.persona.session import PersonaSystem
+from likeness.hosts.comfy.wrappers import install
 
 #: Module and class in ``comfy_extras``, inputs after the model, and whether it changes this tiny model's picture.
 NODES: dict[str, tuple[str, tuple[Any, ...], bool]] = {
@@ -69,7 +71,7 @@ def test_both_act_beside_the_hosts_node(parts: Any, name: str) -> None:
     after, before = sample(put(name, ours), positive), sample(both(parts, alone)[0], positive)
     assert torch.isfinite(after).all()
     torch.testing.assert_close(after, before, rtol=1e-3, atol=1e-3)
-    for other in (sample(put(name, ours), plain), sample(put(name, comfy_persona.install(parts.model)), positive)):
+    for other in (sample(put(name, ours), plain), sample(put(name, install(parts.model, PersonaSystem())), positive)):
         assert (after - other).norm() > 1e-3 * after.norm(), "the persona and MagicFace act, each by itself"
     if NODES[name][2]:
         assert (after - sample(ours, positive)).norm() > 1e-3 * after.norm(), "the host's node acts"

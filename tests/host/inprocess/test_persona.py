@@ -19,9 +19,18 @@ from likeness.core.persona.mapper import Mapper, MapperConfig
 from likeness.core.persona.persona import Persona
 from likeness.core.persona.stages import Stages
 from likeness.core.schedule import sigma_table, timesteps_of
-from likeness.hosts.comfy.persona import session as comfy_persona
-from likeness.hosts.comfy.persona.session import KEY, NamedPersona, apply, join
-from likeness.hosts.comfy.persona.text import TokenizerAdapter, encode_at, mark_prompt, text_widths
+from likeness.hosts.comfy.persona.apply import apply
+from likeness.hosts.comfy.persona.plan import PLAN_KEY
+from likeness.hosts.comfy.persona.session import KEY, PersonaSession, PersonaSystem
+from likeness.hosts.comfy.persona.text import (
+    NamedPersona,
+    TokenizerAdapter,
+    encode_at,
+    join,
+    mark_prompt,
+    text_widths,
+)
+from likeness.hosts.comfy.wrappers import install
 from likeness.hosts.diffusers.persona import clip_text, persona_contexts
 from likeness.hosts.diffusers.pipeline import Pipeline
 from nodes import ConditioningAverage, ConditioningConcat
@@ -129,7 +138,7 @@ def test_pictures_agree_with_the_other_host(parts, other_host):
 def test_persona_speaks_only_in_its_stage(parts):
     model, positive = apply(parts.model, parts.clip, named(make_persona()), PROMPT)
     early = table(parts)[[981, 901, 850]]
-    plain = [[positive[0][0], {k: v for k, v in positive[0][1].items() if k != KEY}]]
+    plain = [[positive[0][0], {k: v for k, v in positive[0][1].items() if k != PLAN_KEY}]]
     assert torch.equal(run(model, positive, parts.negative, early), run(parts.model, plain, parts.negative, early))
     dynamic = table(parts)[[790, 600, 500]]
     assert not torch.equal(
@@ -150,15 +159,15 @@ def test_model_without_a_carrying_prompt_is_vanilla_bit_for_bit(parts):
 )
 def test_any_sampler_uses_the_contexts_of_its_noise_level(parts, sampler, scheduler, monkeypatch):
     model, positive = apply(parts.model, parts.clip, named(make_persona()), PROMPT)
-    seen, joined = [], comfy_persona.Session.joined
+    seen, forward = [], PersonaSession.call
 
-    def spy(self, speakers, context, sigma):
-        made = joined(self, speakers, context, sigma)
-        plan = next(iter(self.speakers.values())).staged
-        seen.append((float(sigma.flatten()[0]), made, plan))
-        return made
+    def spy(self, call):
+        out = forward(self, call)
+        plan = next(iter(self.voices.values())).staged
+        seen.append((float(call.sigma.flatten()[0]), self.last and self.last[2], plan))
+        return out
 
-    monkeypatch.setattr(comfy_persona.Session, "joined", spy)
+    monkeypatch.setattr(PersonaSession, "call", spy)
     sigmas = comfy.samplers.calculate_sigmas(parts.model.get_model_object("model_sampling"), scheduler, 5)
     run(model, positive, parts.negative, sigmas, sampler=sampler)
     stages = Stages()
@@ -182,7 +191,7 @@ def test_few_steps_hear_the_persona(parts, steps, scheduler):
     """Turbo and LCM: levels that jump over the stage. The one next to it is where the persona speaks."""
     model, positive = apply(parts.model, parts.clip, named(make_persona()), PROMPT)
     sigmas = comfy.samplers.calculate_sigmas(parts.model.get_model_object("model_sampling"), scheduler, steps)
-    plain = [[positive[0][0], {k: v for k, v in positive[0][1].items() if k != KEY}]]
+    plain = [[positive[0][0], {k: v for k, v in positive[0][1].items() if k != PLAN_KEY}]]
     assert not torch.equal(run(model, positive, parts.negative, sigmas), run(model, plain, parts.negative, sigmas))
 
 
@@ -281,7 +290,7 @@ def test_encoding_leaves_the_clip_as_it_was(parts):
 
 def spoken_at(parts, positive, timestep=600):
     """Key, value and plain contexts the conditional row has at a timestep."""
-    model = comfy_persona.install(parts.model)
+    model = install(parts.model, PersonaSystem())
     seen = []
 
     def look(n, context, value, extra):
@@ -375,9 +384,9 @@ def test_other_base_model(parts):
 @pytest.mark.parametrize("name", ["", "(S*)", "a:b"])
 def test_bad_placeholder(name):
     with pytest.raises(LikenessError):
-        join(None, NamedPersona(name, make_persona()))
+        join(None, NamedPersona(name, make_persona()), "Persona Load: placeholder")
     with pytest.raises(LikenessError):
-        join(named(make_persona()), NamedPersona("S*", make_persona()))
+        join(named(make_persona()), NamedPersona("S*", make_persona()), "Persona Load: placeholder")
 
 
 @pytest.mark.parametrize("first", [True, False])

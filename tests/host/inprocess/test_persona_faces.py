@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -18,10 +19,9 @@ from likeness.faces import facenet
 from likeness.faces.interface import Face, FaceModels
 from likeness.hosts.comfy.faces import models as faces
 from likeness.hosts.comfy.persona import photos as persona_masks
-from likeness.hosts.comfy.persona import train as persona_learn
-from likeness.hosts.comfy.persona.photos import fitted_pictures, prepare_photos, with_identity
-from likeness.hosts.comfy.persona.train import Inputs, learn
-from likeness.hosts.comfy.persona.training_host import Judging, training_host
+from likeness.hosts.comfy.persona.photos import encode_photos, fit_all, with_identity
+from likeness.hosts.comfy.persona.train import Learned, TrainOptions, learn
+from likeness.hosts.comfy.persona.training_host import Judges, training_host
 from likeness.training.persona.request import PersonaTraining
 from likeness.training.persona.trainer import PersonaTrainer
 
@@ -42,8 +42,8 @@ def folder(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def picture() -> torch.Tensor:
-    """A drawn person as IMAGE."""
-    return draw_person(1, SIDE).image.permute(1, 2, 0)[None]
+    """A drawn person, ``1 3 H W``."""
+    return draw_person(1, SIDE).image[None]
 
 
 @pytest.fixture(scope="module")
@@ -53,13 +53,10 @@ def drawn() -> FaceModels:
         return FaceModelsNode.execute(faces.MINIATURE).args[0]
 
 
-def made(parts, picture, **changes) -> Inputs:
-    values = {
-        "model": parts.model, "clip": parts.clip, "vae": parts.vae, "image": picture, "mask": torch.ones(1, 8, 8),
-        "clip_vision": None, "size": SIDE, "crop": False, "name": "ada", "resume": False, "preview_every": 0,
-        "preview_prompt": "a photo of S*",
-    }  # fmt: skip
-    return Inputs(**{**values, **changes})
+def learnt(parts, picture, asked: PersonaTraining, masks="all", supercategory="man", faces=None) -> Learned:
+    masks = torch.ones(1, 1, 8, 8) if isinstance(masks, str) else masks
+    options = TrainOptions(asked, name="ada", resume=False, side=SIDE, faces=faces)
+    return learn(parts.model, parts.clip, parts.vae, picture, masks, supercategory, options)
 
 
 def request(**changes) -> PersonaTraining:
@@ -71,7 +68,7 @@ def request(**changes) -> PersonaTraining:
 def test_three_steps_with_identity_leave_the_vae_as_it_was(parts, picture, drawn):
     before = copy.deepcopy(dict(parts.vae.first_stage_model.state_dict()))
     with torch.inference_mode():
-        out = learn(made(parts, picture, faces=drawn), request(identity=1.0))
+        out = learnt(parts, picture, request(identity=1.0), faces=drawn)
     assert out.persona.training["done"] == 3 and out.persona.training["identity"] == 1.0
     assert all(torch.isfinite(p).all() for p in out.persona.mapper.parameters())
     for name, value in parts.vae.first_stage_model.state_dict().items():
@@ -82,15 +79,12 @@ def test_three_steps_with_identity_leave_the_vae_as_it_was(parts, picture, drawn
 @pytest.mark.parametrize("changes", [{}, {"checkpointing": True}, {"precision": "bf16"}])
 def test_gradient_comes_through_the_decoder(parts, picture, drawn, changes):
     asked = request(identity=1.0, **changes)
-    inputs = made(parts, picture, faces=drawn)
-    pictures = fitted_pictures(inputs, SIDE)
-    photos, width = prepare_photos(inputs, pictures, "man")
-    photos, identify = with_identity(inputs.faces, photos, pictures)
-    host = training_host(
-        parts.model, parts.clip, "man", (SIDE, SIDE), asked.precision, asked.checkpointing,
-        Judging(parts.vae, identify.embedder.model),
-    )  # fmt: skip
-    trainer = PersonaTrainer(persona_learn.replace(asked, image_width=width), host, photos, identify)
+    pictures = fit_all(picture, SIDE, False)
+    photos = encode_photos(parts.model, parts.vae, None, pictures, torch.ones(1, 1, SIDE, SIDE))
+    photos, identify = with_identity(drawn, photos, pictures)
+    asked = replace(asked, image_width=photos[0].image.numel())
+    host = training_host(parts.model, parts.clip, asked, SIDE, Judges(parts.vae, identify.embedder.model))
+    trainer = PersonaTrainer(asked, host, photos, identify)
     with host.open() as denoise, torch.autocast("cpu", torch.bfloat16, enabled=asked.precision == "bf16"):
         terms = trainer.losses(denoise, trainer.batch(0, (100, 500)))
     assert 0 < terms["identity"].item() < 2
@@ -126,9 +120,8 @@ def test_decoder_equals_the_hosts_decoding(parts, checkpointing):
         latents = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
         unscaled = parts.model.model.process_latent_out(latents)
         theirs = vae.decode(unscaled).movedim(-1, 1)
-    host = training_host(
-        parts.model, parts.clip, "man", (64, 64), "fp32", checkpointing, Judging(vae, torch.nn.Identity())
-    )
+    asked = request(checkpointing=checkpointing)
+    host = training_host(parts.model, parts.clip, asked, 64, Judges(vae, torch.nn.Identity()))
     assert not any(True for _ in host.decoder.net.encoder.parameters())
     point = latents.clone().requires_grad_()
     with host.open():
@@ -143,16 +136,16 @@ def test_decoder_equals_the_hosts_decoding(parts, checkpointing):
 
 
 def test_no_vae_is_said(parts):
-    host = training_host(parts.model, parts.clip, "man", (64, 64), "fp32")
+    host = training_host(parts.model, parts.clip, request(), 64)
     with pytest.raises(LikenessError, match="no VAE"):
         host.decode_image(torch.zeros(1, 4, 8, 8))
 
 
 def test_identity_without_face_models_or_faces(parts, picture, drawn):
     with pytest.raises(LikenessError, match="Connect Face Models"):
-        learn(made(parts, picture), request(identity=1.0))
+        learnt(parts, picture, request(identity=1.0))
     with pytest.raises(LikenessError, match="no face found"):
-        learn(made(parts, torch.full((1, 64, 64, 3), 0.5), faces=drawn), request(identity=1.0))
+        learnt(parts, torch.full((1, 3, 64, 64), 0.5), request(identity=1.0), faces=drawn)
 
 
 # --- masks
@@ -165,22 +158,22 @@ def finder(box=(30.0, 20.0, 70.0, 70.0)) -> FaceModels:
 
 
 def test_connected_faces_make_the_mask(parts, picture, drawn):
-    assert learn(made(parts, picture, mask=None, faces=drawn), request(steps=1, supercategory="cup")).persona
-    (mask,) = persona_masks.masks_of(None, [torch.rand(3, 90, 100)], "cup", finder())
+    assert learnt(parts, picture, request(steps=1), None, "cup", drawn).persona
+    (mask,) = persona_masks.masks_for(torch.rand(1, 3, 90, 100), None, "cup", finder())
     assert mask.shape == (1, 90, 100) and mask[0, 45, 50] == 1 and mask[0, 4, 4] == 0
     with pytest.raises(LikenessError, match="finds no face"):
-        persona_masks.masks_of(None, [torch.rand(3, 90, 100)], "face", finder(None))
+        persona_masks.masks_for(torch.rand(1, 3, 90, 100), None, "face", finder(None))
 
 
 def test_facenet_serves_words_for_people_if_it_is_installed(monkeypatch):
-    pictures = [torch.rand(3, 90, 100)]
+    pictures = torch.rand(1, 3, 90, 100)
     monkeypatch.setattr(faces, "load", lambda choice: finder())
     monkeypatch.setattr(facenet, "installed", lambda: True)
-    assert persona_masks.masks_of(None, pictures, "young woman", None)[0].sum() > 0
+    assert persona_masks.masks_for(pictures, None, "young woman", None)[0].sum() > 0
     for word, there in (("cup", True), ("woman", False)):
         monkeypatch.setattr(facenet, "installed", lambda there=there: there)
         with pytest.raises(LikenessError, match=r"connect Face Models.*clipseg"):
-            persona_masks.masks_of(None, pictures, word, None)
+            persona_masks.masks_for(pictures, None, word, None)
 
 
 def test_facenet_needs_its_package(monkeypatch):

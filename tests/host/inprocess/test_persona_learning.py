@@ -13,10 +13,10 @@ from support.comfy import tiny
 from likeness.core.errors import LikenessError
 from likeness.hosts.comfy.persona import files as persona_files
 from likeness.hosts.comfy.persona import train as persona_learn
-from likeness.hosts.comfy.persona.photos import fitted_pictures, prepare_photos
-from likeness.hosts.comfy.persona.session import apply
+from likeness.hosts.comfy.persona.apply import apply
+from likeness.hosts.comfy.persona.photos import encode_photos, fit_all
 from likeness.hosts.comfy.persona.text import NamedPersona
-from likeness.hosts.comfy.persona.train import Inputs, learn
+from likeness.hosts.comfy.persona.train import Learned, TrainOptions, learn
 from likeness.hosts.comfy.persona.training_host import training_host
 from likeness.training.persona.request import PersonaTraining
 
@@ -34,16 +34,22 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-def made(parts, **changes) -> Inputs:
-    mask = torch.zeros(1, 40, 40)
-    mask[:, 10:30, 10:30] = 1
-    picture = torch.rand(1, 90, 80, 3, generator=torch.Generator().manual_seed(0))
-    values = {
-        "model": parts.model, "clip": parts.clip, "vae": parts.vae, "image": picture, "mask": mask,
-        "clip_vision": None, "size": SIDE, "crop": False, "name": "ada", "resume": True, "preview_every": 0,
-        "preview_prompt": "a photo of S*",
-    }  # fmt: skip
-    return Inputs(**{**values, **changes})
+def picture() -> torch.Tensor:
+    return torch.rand(1, 3, 90, 80, generator=torch.Generator().manual_seed(0))
+
+
+def box() -> torch.Tensor:
+    mask = torch.zeros(1, 1, 40, 40)
+    mask[..., 10:30, 10:30] = 1
+    return mask
+
+
+def learnt(parts, asked: PersonaTraining, pictures=None, masks="box", model=None, **options) -> Learned:
+    """Persona Train's work on a picture of noise with a square mask."""
+    pictures = picture() if pictures is None else pictures
+    masks = box() if isinstance(masks, str) else masks
+    options = TrainOptions(asked, **{"name": "ada", "side": SIDE, **options})
+    return learn(model or parts.model, parts.clip, parts.vae, pictures, masks, "man", options)
 
 
 def request(**changes) -> PersonaTraining:
@@ -60,7 +66,7 @@ def test_training_in_inference_mode_leaves_model_and_clip_as_they_were(parts):
     flags = [p.requires_grad for p in parts.model.model.parameters()]
     forwards = [m.__dict__.get("forward") for m in parts.model.model.modules()]
     with torch.inference_mode():  # as the host runs nodes
-        out = learn(made(parts), request())
+        out = learnt(parts, request())
         assert torch.is_inference_mode_enabled()
     for name, value in weights(parts).items():
         assert torch.allclose(value, before[name], rtol=0, atol=0, equal_nan=True), name
@@ -83,7 +89,7 @@ def test_models_loaded_in_inference_mode_can_be_trained_on():
 
         parts = Parts()
         parts.model, parts.clip, parts.vae = model, clip, vae
-        assert learn(made(parts), request(checkpointing=True)).persona.training["done"] == 3
+        assert learnt(parts, request(checkpointing=True)).persona.training["done"] == 3
 
 
 def test_loss_agrees_with_the_other_host(parts):
@@ -99,14 +105,12 @@ def test_loss_agrees_with_the_other_host(parts):
     encoder = CLIPTextModel(CLIPTextConfig(**tiny.TEXT)).eval()
     rounded = {k: v.half().float() if v.is_floating_point() else v for k, v in encoder.state_dict().items()}
     encoder.load_state_dict(rounded)
-    other = Pipeline(
-        tiny.diffusers_unet(), clip_text(encoder), TokenizerAdapter(parts.clip), lambda x: x, lambda x: x
-    )
-    inputs = made(parts)
-    photos, width = prepare_photos(inputs, fitted_pictures(inputs, SIDE), "man")
+    other = Pipeline(tiny.diffusers_unet(), clip_text(encoder), TokenizerAdapter(parts.clip), lambda x: x, lambda x: x)
+    photos = encode_photos(parts.model, parts.vae, None, fit_all(picture(), SIDE, False), fit_all(box(), SIDE, False))
+    asked = request(image_width=photos[0].image.numel())
     results = []
-    for host in (training_host(parts.model, parts.clip, "man", (SIDE, SIDE), "fp32"), other):
-        trainer = PersonaTrainer(request(image_width=width), host, photos)
+    for host in (training_host(parts.model, parts.clip, asked, SIDE), other):
+        trainer = PersonaTrainer(asked, host, photos)
         with host.open() as denoise:
             terms = trainer.losses(denoise, trainer.batch(0, (400, 800)))
             sum(terms.values()).backward()
@@ -119,13 +123,13 @@ def test_loss_agrees_with_the_other_host(parts):
 
 
 def test_stages_from_attention_and_checkpointing(parts):
-    out = learn(made(parts), request(stages="iou", warmup=2, checkpointing=True))
+    out = learnt(parts, request(stages="iou", warmup=2, checkpointing=True))
     assert len(out.persona.training["iou"]["iou"]) == 50
     assert out.iou.shape[0] == 1 and out.iou.shape[-1] == 3
 
 
 def test_interrupt_then_resume(parts, monkeypatch):
-    whole = learn(made(parts, resume=False), request(steps=4))
+    whole = learnt(parts, request(steps=4), resume=False)
 
     tick = persona_learn.Progress.__call__
 
@@ -136,39 +140,39 @@ def test_interrupt_then_resume(parts, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(persona_learn.Progress, "__call__", user_presses_cancel)
         with pytest.raises(management.InterruptProcessingException):
-            learn(made(parts), request(steps=4))
+            learnt(parts, request(steps=4))
     assert persona_files.state_path("ada").is_file()
-    resumed = learn(made(parts), request(steps=4))
+    resumed = learnt(parts, request(steps=4))
     assert not persona_files.state_path("ada").is_file(), "a finished training leaves no unfinished state"
     for a, b in zip(whole.persona.mapper.parameters(), resumed.persona.mapper.parameters(), strict=True):
         assert torch.equal(a, b)
 
 
 def test_previews_are_drawn_while_training(parts):
-    out = learn(made(parts, preview_every=2), request())
+    out = learnt(parts, request(), preview_every=2)
     assert out.preview.shape == (1, SIDE, SIDE, 3)
 
 
 def test_several_pictures_with_one_mask(parts):
-    out = learn(made(parts, image=torch.rand(3, 64, 64, 3)), request())
+    out = learnt(parts, request(), pictures=torch.rand(3, 3, 64, 64))
     assert out.persona.image.shape[0] == 3
 
 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"mask": torch.zeros(1, 8, 8)}, "empty mask"),
-        ({"mask": torch.ones(2, 8, 8), "image": torch.rand(3, 64, 64, 3)}, "2 masks for 3"),
-        ({"mask": None}, "clipseg"),
+        ({"masks": torch.zeros(1, 1, 8, 8)}, "empty mask"),
+        ({"masks": torch.ones(2, 1, 8, 8), "pictures": torch.rand(3, 3, 64, 64)}, "2 masks for 3"),
+        ({"masks": None}, "clipseg"),
     ],
 )
 def test_bad_masks(parts, changes, words):
     with pytest.raises(LikenessError, match=words):
-        learn(made(parts, **changes), request())
+        learnt(parts, request(), **changes)
 
 
 def test_full_mask_is_allowed(parts):
-    assert learn(made(parts, mask=torch.ones(1, 8, 8)), request(steps=1)).persona is not None
+    assert learnt(parts, request(steps=1), masks=torch.ones(1, 1, 8, 8)).persona is not None
 
 
 def test_quantised_weights_are_refused(parts):
@@ -176,7 +180,7 @@ def test_quantised_weights_are_refused(parts):
     block = model.model.diffusion_model.out[2]
     block.weight = torch.nn.Parameter(block.weight.data.to(torch.float8_e4m3fn), requires_grad=False)
     with pytest.raises(LikenessError, match="unquantised"):
-        learn(made(parts, model=model), request())
+        learnt(parts, request(), model=model)
 
 
 # --- nodes ----------------------------------------------------------------------------------------------------------
@@ -192,11 +196,9 @@ def widgets(node, **changes) -> dict:
 
 def test_nodes_train_save_load_apply(parts):
     values = widgets(persona_nodes.PersonaTrain, steps=2, size=SIDE, supercategory="man", preview_every=1)
-    inputs = made(parts)
+    image, mask = picture().movedim(1, -1), box()[0]
     with torch.inference_mode():
-        out = persona_nodes.PersonaTrain.execute(
-            inputs.model, inputs.clip, inputs.vae, inputs.image, mask=inputs.mask, **values
-        )
+        out = persona_nodes.PersonaTrain.execute(parts.model, parts.clip, parts.vae, image, mask=mask, **values)
         chain = out.args[0]
         saved = persona_nodes.PersonaSave.execute(chain, "ada", False)
         again = persona_nodes.PersonaSave.execute(chain, "ada", False)
@@ -207,15 +209,15 @@ def test_nodes_train_save_load_apply(parts):
         assert "none.safetensors" in persona_nodes.PersonaLoad.validate_inputs("none.safetensors")
         loaded = persona_nodes.PersonaLoad.execute("ada.safetensors", "S2*", personas=chain)
         assert [p.placeholder for p in loaded.args[0]] == ["S*", "S2*"] and "stands for: man" in loaded.args[1]
-        about, files, picture = persona_nodes.PersonaInfo.execute(loaded.args[0]).args
-        assert "S2*" in about and "ada_2" in files and picture.shape[-1] == 3
+        about, files, drawing = persona_nodes.PersonaInfo.execute(loaded.args[0]).args
+        assert "S2*" in about and "ada_2" in files and drawing.shape[-1] == 3
         model, positive = persona_nodes.PersonaApply.execute(parts.model, parts.clip, loaded.args[0], "S* and S2*").args
         assert torch.isfinite(tiny.sample(model, positive, parts.negative, size=(8, 8))).all()
 
 
 @pytest.mark.parametrize("name", ["", "../x", "a/b", ".hidden"])
 def test_bad_file_names(parts, name):
-    persona = learn(made(parts), request(steps=1)).persona
+    persona = learnt(parts, request(steps=1)).persona
     with pytest.raises(LikenessError, match="name"):
         persona_files.save(persona, name, False)
 

@@ -11,12 +11,14 @@ from support.comfy.persona import PLAIN, PROMPT, WORDS, chain
 from likeness.core.magicface.call import MagicFaceCall
 from likeness.core.magicface.maps import MapBuilder
 from likeness.core.magicface.run import Capture
-from likeness.hosts.comfy.persona import session as comfy_persona
-from likeness.hosts.comfy.persona.shares import prompt_shares
+from likeness.hosts.comfy.persona import apply as comfy_persona
 from likeness.hosts.comfy.persona.text import mark_prompt
+from likeness.hosts.comfy.persona.token_map import prompt_token_map
 
 FACE, SNOW = 4, 7  # positions in the plain prompt
 SPOKEN_FACE, SPOKEN_SNOW = [4, 5, 6, 7], [10]
+
+
 def both(parts, names=("face",), *, weight=3.0, magicface_first=True, alpha=0.4):
     """Model and positive conditioning with MagicFace below or above the persona."""
     references = magicface.chain(*names, mask=magicface.box(), weight=weight)
@@ -130,7 +132,7 @@ def test_references_keep_the_plain_words(parts, monkeypatch):
 )
 def test_every_token_stands_for_one_of_its_like(parts, prompt, supercategory):
     personas = chain(supercategory)
-    shares = prompt_shares(parts.clip, prompt, personas)
+    shares = prompt_token_map(parts.clip, prompt, personas)
     text = prompt.replace("S*", supercategory)
     marked = mark_prompt(parts.clip, prompt, personas)["l"]
     both_texts = marked.chunks, parts.clip.tokenize(text)["l"]
@@ -148,4 +150,4 @@ def test_every_token_stands_for_one_of_its_like(parts, prompt, supercategory):
 
 
 def test_a_placeholder_inside_a_word_has_no_places(parts):
-    assert prompt_shares(parts.clip, "a photo of xS*y", chain()) is None
+    assert prompt_token_map(parts.clip, "a photo of xS*y", chain()) is None

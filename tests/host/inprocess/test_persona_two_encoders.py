@@ -14,7 +14,7 @@ from likeness.core.persona.persona import Persona
 from likeness.core.persona.stages import Stages
 from likeness.core.persona.text import Speaker, encode, lay_out
 from likeness.hosts.comfy.persona.text import NamedPersona, TokenizerAdapter, encode_at, mark_prompt, text_widths
-from likeness.hosts.comfy.persona.training_host import _text
+from likeness.hosts.comfy.persona.training_host import text_copies
 
 WIDTHS = (32, 64)
 
@@ -50,7 +50,7 @@ def test_training_and_sampling_see_the_same_contexts(clip, persona, prompt):
     assert text_widths(clip) == WIDTHS
     timesteps, chain = torch.tensor([700, 450]), (NamedPersona("S*", persona),)
     sampled = encode_at(clip, mark_prompt(clip, prompt, chain), chain, timesteps)
-    tokenizer, text = TokenizerAdapter(clip), _text(clip, torch.device("cpu"))
+    tokenizer, text = TokenizerAdapter(clip), text_copies(clip, torch.device("cpu"))
     layout = lay_out(prompt, {"S*": 3}, tokenizer, tokenizer.bos)
     speaker: Speaker = persona.speaker(timesteps, layout.slots["S*"])
     with torch.no_grad():
@@ -62,7 +62,7 @@ def test_training_and_sampling_see_the_same_contexts(clip, persona, prompt):
 
 
 def test_plain_prompt_is_the_hosts(clip):
-    tokenizer, text = TokenizerAdapter(clip), _text(clip, torch.device("cpu"))
+    tokenizer, text = TokenizerAdapter(clip), text_copies(clip, torch.device("cpu"))
     with torch.no_grad():
         ours = encode(text, lay_out("a man in the snow", {}, tokenizer, tokenizer.bos).ids[None]).key
     theirs = clip.encode_from_tokens(clip.tokenize("a man in the snow"))

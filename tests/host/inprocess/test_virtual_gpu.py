@@ -11,7 +11,7 @@ from support.comfy import persona, tiny
 from support.comfy.magicface import Parts, apply, box, chain
 from support.comfy.virtual import Steps, counted, host_on_virtual_gpu, on_virtual_gpu, sampled
 
-from likeness.hosts.comfy.persona import session
+from likeness.hosts.comfy.persona import apply as comfy_persona
 
 STEPS = 2
 SETTLED = 1  # the step that is looked at: the first one brings constants to the device
@@ -97,7 +97,7 @@ def test_weights_that_have_no_room_change_nothing(parts: Parts) -> None:
 def test_a_persona_waits_once_a_step_and_launches_nothing_more(parts: Parts, gpu: tuple[Any, Any, Steps]) -> None:
     log, model, vanilla = gpu
     with log.paused():
-        speaking, positive = session.apply(model, parts.clip, persona.chain(), persona.PROMPT)
+        speaking, positive = comfy_persona.apply(model, parts.clip, persona.chain(), persona.PROMPT)
     counted(log, speaking, positive, parts.negative, steps=2 * STEPS)
     found = counted(log, speaking, positive, parts.negative, steps=2 * STEPS)
     assert found.launches[-1] == vanilla.launches[-1]

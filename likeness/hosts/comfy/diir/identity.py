@@ -15,7 +15,7 @@ from ..magicface.session import MagicFacePatch
 from ..magicid.apply import How
 from ..magicid.apply import apply as magicid
 from ..magicid.identities import Identities
-from ..persona import session as persona
+from ..persona import apply as persona
 from ..unet import native_side, read_unet
 from ..wrappers import install
 from .people import Person

@@ -1,10 +1,15 @@
-"""Where the person is in Persona Train's pictures: the connected mask, CLIPSeg's, or an ellipse round the face."""
+"""A photo's way from Persona Train to the trainer: its mask, its size, its latent, its embeddings.
+
+The node converts IMAGE and MASK to tensors once. Masks belong to the pictures as they came (:func:`masks_for`), then
+both are brought to the training size (:func:`fit_all`), encoded (:func:`encode_photos`), and, for the identity loss,
+given the vector of the face in them (:func:`with_identity`).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,14 +27,10 @@ from ....training.persona.photos import (
     latent_mask,
     pooled_latent_embedding,
 )
-from .. import images
 from ..faces import models as face_models
-from ..faces.models import private_embedder
-from .training_host import NODE
+from ..images import resize, to_comfy
 
-if TYPE_CHECKING:
-    from .train import Inputs
-
+NODE = "Persona Train"
 CLIPSEG = "clipseg-rd64-refined"
 #: Supercategories that stand for a face: for these an ellipse is made without being asked for.
 FACE_WORDS = frozenset(
@@ -38,42 +39,46 @@ FACE_WORDS = frozenset(
 )  # fmt: skip
 
 
-def masks_of(mask: Tensor | None, pictures: Sequence[Tensor], word: str, faces: FaceModels | None) -> list[Tensor]:
-    """One mask ``1 H W`` per picture ``3 H W``.
+# --- masks ------------------------------------------------------------------------------------------------------------
+
+
+def masks_for(pictures: Tensor, masks: Tensor | None, supercategory: str, faces: FaceModels | None) -> Tensor:
+    """One mask for each of the pictures ``B 3 H W``: ``B 1 H W`` in [0, 1].
 
     Args:
-        mask: what is connected, as MASK: one for all pictures or one each.
+        masks: what is connected, ``1 1 h w`` for all pictures or ``B 1 h w``, any size; None has masks made.
+        supercategory: what a mask is made for.
         faces: face models that are connected.
 
     Raises:
         LikenessError: an empty mask, another number of masks, or none and nothing to make one with.
     """
-    if mask is None:
-        return [check_mask(made, f"{NODE}: mask made for {word!r}") for made in _made(pictures, word, faces)]
-    masks = images.mask_to_torch(mask, source=f"{NODE}: mask")
+    if masks is None:
+        made = _made(pictures, supercategory, faces)
+        return torch.stack([check_mask(mask, f"{NODE}: mask made for {supercategory!r}") for mask in made])
     if len(masks) not in (1, len(pictures)):
         raise bad_input(
-            f"{NODE}: mask", f"{len(masks)} masks for {len(pictures)} pictures", "one for each, or one for all", ""
-        )
-    masks = masks.expand(len(pictures), -1, -1, -1)
-    return [check_mask(images.resize(mask[None], picture.shape[-2:], "bilinear")[0], f"{NODE}: mask")
-            for mask, picture in zip(masks, pictures, strict=True)]  # fmt: skip
+            f"{NODE}: mask", f"{len(masks)} masks for {len(pictures)} pictures", "one for each, or one for all",
+            "Batch as many masks as pictures, or connect a single one.",
+        )  # fmt: skip
+    resized = resize(masks, pictures.shape[-2:], "bilinear").expand(len(pictures), -1, -1, -1)
+    return torch.stack([check_mask(mask, f"{NODE}: mask") for mask in resized])
 
 
-def _made(pictures: Sequence[Tensor], word: str, faces: FaceModels | None) -> list[Tensor]:
+def _made(pictures: Tensor, supercategory: str, faces: FaceModels | None) -> list[Tensor]:
     folder = _clipseg_folder()
     if folder is not None:
-        return [clipseg_mask(picture.cpu(), word, folder) for picture in pictures]
-    if faces is None and is_face_word(word) and facenet.installed():
+        return [clipseg_mask(picture.cpu(), supercategory, folder) for picture in pictures]
+    if faces is None and is_face_word(supercategory) and facenet.installed():
         faces = face_models.load(face_models.FACENET)
     if faces is not None:
         return [face_mask(picture, faces) for picture in pictures]
     raise bad_input(
         f"{NODE}: mask",
         "no mask",
-        f"a mask of the {word}, face models, or the folder models/clipseg/{CLIPSEG}",
-        "Paint a mask in the picture's mask editor, connect Face Models to have an ellipse round the face, or put "
-        "CIDAS/clipseg-rd64-refined there to have the mask made.",
+        f"a mask of the {supercategory}, face models, or the folder models/clipseg/{CLIPSEG}",
+        "Paint a mask in the picture's mask editor, connect Face Models to Persona Train Options to have an ellipse "
+        "round the face, or put CIDAS/clipseg-rd64-refined there to have the mask made.",
     )
 
 
@@ -84,9 +89,9 @@ def _clipseg_folder() -> Path | None:
     return next((folder for folder in folders if (folder / "config.json").is_file()), None)
 
 
-def is_face_word(word: str) -> bool:
+def is_face_word(supercategory: str) -> bool:
     """Whether a supercategory such as ``young woman`` stands for someone with a face."""
-    return not FACE_WORDS.isdisjoint(word.lower().split())
+    return not FACE_WORDS.isdisjoint(supercategory.lower().split())
 
 
 def face_mask(picture: Tensor, faces: FaceModels) -> Tensor:
@@ -104,38 +109,40 @@ def face_mask(picture: Tensor, faces: FaceModels) -> Tensor:
     return ellipse_mask(face.box, *picture.shape[-2:])
 
 
-def _on(photo: Photo, device: torch.device) -> Photo:
-    """A photo on the training device, as ordinary tensors."""
-
-    def moved(tensor: Tensor | None) -> Tensor | None:
-        return None if tensor is None else tensor.clone().to(device)
-
-    return Photo(moved(photo.latent), moved(photo.mask), moved(photo.image), moved(photo.identity), photo.box)
+# --- size, latent, embeddings -----------------------------------------------------------------------------------------
 
 
-def fitted_pictures(inputs: Inputs, size: int) -> Tensor:
-    """The training pictures ``B 3 S S`` in [0, 1]."""
-    return torch.stack([fit(picture, size, inputs.crop) for picture in images.to_torch(inputs.image)])
+def fit_all(pictures: Tensor, side: int, crop: bool) -> Tensor:
+    """Pictures or masks ``B C H W`` at the training size, ``B C S S``."""
+    return torch.stack([fit(picture, side, crop) for picture in pictures])
 
 
-def prepare_photos(inputs: Inputs, pictures: Tensor, word: str) -> tuple[list[Photo], int]:
-    """Encode, mask and embed the ``pictures`` of :func:`fitted_pictures`; also the length of the image embedding."""
-    masks = masks_of(inputs.mask, images.to_torch(inputs.image), word, inputs.faces)
-    latents = inputs.vae.encode(images.to_comfy(pictures))
-    latents = inputs.model.model.process_latent_in(latents).float().cpu()
+def encode_photos(model: Any, vae: Any, clip_vision: Any, pictures: Tensor, masks: Tensor) -> list[Photo]:
+    """Training examples of pictures ``B 3 S S`` and their masks ``B 1 S S``, on the CPU.
+
+    Raises:
+        LikenessError: the VAE makes NaN.
+    """
+    pixels = to_comfy(pictures)
+    latents = model.model.process_latent_in(vae.encode(pixels)).float().cpu()  # B 4 s s
     if not torch.isfinite(latents).all():
         raise bad_input(f"{NODE}: vae", "NaN latents", "finite ones", "Use a VAE in fp32 (--fp32-vae) or another one.")
-    embedded = _embed(inputs.clip_vision, images.to_comfy(pictures), latents)
-    size = pictures.shape[-1]
-    photos = [
-        Photo(latent, latent_mask(fit(mask, size, inputs.crop), latent.shape[-2:]), image)
-        for latent, mask, image in zip(latents, masks, embedded, strict=True)
+    embeddings = _embeddings(clip_vision, pixels, latents)
+    return [
+        Photo(latent, latent_mask(mask, latent.shape[-2:]), embedding)
+        for latent, mask, embedding in zip(latents, masks, embeddings, strict=True)
     ]
-    return photos, embedded.shape[1]
+
+
+def _embeddings(clip_vision: Any, pixels: Tensor, latents: Tensor) -> Tensor:
+    """CLIP's projected image embedding ``B D``; without CLIP vision, pooled latents do."""
+    if clip_vision is None:
+        return pooled_latent_embedding(latents)
+    return clip_vision.encode_image(pixels, crop="none")["image_embeds"].float().cpu()
 
 
 def with_identity(
-    faces: FaceModels | None, photos: list[Photo], pictures: Tensor
+    faces: FaceModels | None, photos: Sequence[Photo], pictures: Tensor
 ) -> tuple[list[Photo], Identifier]:
     """The photos with boxes and vectors of their faces in ``pictures``, and what embeds the estimates.
 
@@ -145,16 +152,9 @@ def with_identity(
     if faces is None:
         raise bad_input(
             f"{NODE}: identity", "a weight above 0 and no face models", "face models in the input faces",
-            "Connect Face Models, or set identity to 0.",
+            "Connect Face Models to Persona Train Options, or set identity to 0.",
         )  # fmt: skip
-    identifier = Identifier(private_embedder(faces))
+    identifier = Identifier(face_models.private_embedder(faces))
     pictures = pictures.cpu()
     found = faces.detector.detect(pictures)
     return [identifier.reference(*row) for row in zip(photos, pictures, found, strict=True)], identifier
-
-
-def _embed(clip_vision: Any, pixels: Tensor, latents: Tensor) -> Tensor:
-    """CLIP's projected image embedding ``B D``; without CLIP vision, pooled latents do."""
-    if clip_vision is None:
-        return pooled_latent_embedding(latents)
-    return clip_vision.encode_image(pixels, crop="none")["image_embeds"].float().cpu()

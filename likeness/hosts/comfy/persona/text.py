@@ -38,8 +38,8 @@ class NamedPersona:
 Personas = tuple[NamedPersona, ...]
 
 
-def join(chain: Personas | None, item: NamedPersona) -> Personas:
-    """Add a persona to a chain.
+def join(chain: Personas | None, item: NamedPersona, source: str) -> Personas:
+    """Add a persona to a chain; ``source`` names the node and the input in errors.
 
     Raises:
         LikenessError: the placeholder is empty, taken, or has characters the prompt syntax uses.
@@ -47,7 +47,7 @@ def join(chain: Personas | None, item: NamedPersona) -> Personas:
     name = item.placeholder.strip()
     if not name or any(c in name for c in "(){}[]:\\") or any(name == other.placeholder for other in chain or ()):
         raise bad_input(
-            "Persona: placeholder",
+            source,
             repr(item.placeholder),
             "a name of its own without brackets or colons",
             "Write S* for one persona, S1* and S2* for two.",
@@ -55,15 +55,15 @@ def join(chain: Personas | None, item: NamedPersona) -> Personas:
     return (*(chain or ()), NamedPersona(name, item.persona))
 
 
-def encoder_names(clip: Any) -> tuple[str, ...]:
-    """Which of :data:`ENCODERS` this CLIP has, in joining order.
+def encoder_names(clip: Any, source: str = f"{NODE}: clip") -> tuple[str, ...]:
+    """Which of :data:`ENCODERS` this CLIP has, in joining order; ``source`` names the node and the input in errors.
 
     Raises:
         LikenessError: the text encoder is not CLIP (T5, an LLM).
     """
     names = tuple(clip.tokenize(""))
     if not names or any(name not in ENCODERS for name in names):
-        raise bad_input(f"{NODE}: clip", f"text encoders {names}", "CLIP as in SD1.x, SD2.x, SDXL", "Use such a model.")
+        raise bad_input(source, f"text encoders {names}", "CLIP as in SD1.x, SD2.x, SDXL", "Use such a model.")
     return tuple(name for name in ENCODERS if name in names)
 
 
@@ -72,10 +72,14 @@ def inner_encoder(clip: Any, name: str) -> Any:
     return getattr(clip.cond_stage_model, f"clip_{name}")
 
 
-def text_widths(clip: Any) -> tuple[int, ...]:
+def token_table(clip: Any, name: str) -> torch.Tensor:
+    """The word embeddings ``V C`` of the text encoder of that name."""
+    return inner_encoder(clip, name).transformer.get_input_embeddings().weight
+
+
+def text_widths(clip: Any, source: str = f"{NODE}: clip") -> tuple[int, ...]:
     """Width of each text encoder, in joining order."""
-    table = [inner_encoder(clip, name).transformer.get_input_embeddings() for name in encoder_names(clip)]
-    return tuple(embedding.weight.shape[1] for embedding in table)
+    return tuple(token_table(clip, name).shape[1] for name in encoder_names(clip, source))
 
 
 class _BentTransformer:
@@ -204,8 +208,7 @@ def _choose_marks(clip: Any, prompt: str, count: int) -> list[tuple[str, int]]:
 def encode_at(clip: Any, marked: Mapping[str, Marked], personas: Personas, timesteps: torch.Tensor) -> Contexts:
     """Contexts of ``S`` timesteps in one batch of each text encoder, as the host encodes prompts: ``S L C``."""
     _prepare(clip)
-    names = encoder_names(clip)
-    widths = [inner_encoder(clip, n).transformer.get_input_embeddings().weight.shape[1] for n in names]
+    names, widths = encoder_names(clip), list(text_widths(clip))
     device = clip.patcher.load_device
     spoken = {p.placeholder: _speak(p.persona, timesteps, widths) for p in personas}
     context = management.cuda_device_context(device) if hasattr(management, "cuda_device_context") else nullcontext()
@@ -280,8 +283,8 @@ def _rows(places: list[tuple[int, int]], residual: Any, steps: int, chunks: int)
 class TokenizerAdapter:
     """The host's CLIP tokenizer as the core's :class:`~likeness.core.persona.text.Tokenizer`."""
 
-    def __init__(self, clip: Any) -> None:
-        self.inner = getattr(clip.tokenizer, f"clip_{encoder_names(clip)[0]}")
+    def __init__(self, clip: Any, source: str = f"{NODE}: clip") -> None:
+        self.inner = getattr(clip.tokenizer, f"clip_{encoder_names(clip, source)[0]}")
         self.bos, self.eos = self.inner.start_token, self.inner.end_token
         self.pad, self.length = self.inner.pad_token, self.inner.max_length
 

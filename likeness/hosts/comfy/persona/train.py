@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import comfy.model_management as management
+import comfy.sample
+import comfy.samplers
 import comfy.utils
 import torch
 from PIL import Image
@@ -20,31 +22,37 @@ from ....training.persona.request import PersonaTraining, StepReport
 from ....training.persona.state import load_state, save_state
 from ....training.persona.trainer import PersonaTrainer, train
 from ..unet import native_side
+from .apply import apply
 from .files import state_path
-from .photos import _on, fitted_pictures, prepare_photos, with_identity
-from .session import NamedPersona, apply
-from .training_host import NODE, Judging, training_host
+from .photos import NODE, encode_photos, fit_all, masks_for, with_identity
+from .text import NamedPersona
+from .training_host import Judges, training_host
 
 log = logging.getLogger("likeness")
 
 
 @dataclass(frozen=True)
-class Inputs:
-    """What is connected to the node; see its tooltips."""
+class TrainOptions:
+    """What most users of Persona Train leave alone; these defaults hold where nothing else is said.
 
-    model: Any
-    clip: Any
-    vae: Any
-    image: Tensor
-    mask: Tensor | None
-    clip_vision: Any
-    size: int
-    crop: bool
-    name: str
-    resume: bool
-    preview_every: int
-    preview_prompt: str
+    Attributes:
+        request: the training; its supercategory is the one that Persona Train shows itself.
+        name: of the persona, and of an unfinished training on the disk; ``resume`` goes on with it.
+        side: of the training pictures in pixels, 0 for the model's own; ``crop`` cuts them to a square.
+        clip_vision: embeds the pictures for the residual branch; None: their pooled latents do.
+        faces: face models, for the identity loss and for masks.
+        preview_every: steps between previews of ``preview_prompt``; 0: none.
+    """
+
+    request: PersonaTraining = field(default_factory=PersonaTraining)
+    name: str = "persona"
+    resume: bool = True
+    side: int = 0
+    crop: bool = False
+    clip_vision: Any = None
     faces: FaceModels | None = None
+    preview_every: int = 0
+    preview_prompt: str = "a photo of S*"
 
 
 @dataclass(frozen=True)
@@ -57,41 +65,60 @@ class Learned:
     preview: Tensor
 
 
-def learn(inputs: Inputs, request: PersonaTraining) -> Learned:
-    """Train a persona. Leaves MODEL, CLIP and VAE as they were, also when it is cancelled or fails."""
-    size = inputs.size or native_side(inputs.model)
-    pictures = fitted_pictures(inputs, size)
-    photos, image_width = prepare_photos(inputs, pictures, request.supercategory)
-    request = replace(request, image_width=image_width if request.image_width else 0)
+def learn(
+    model: Any,
+    clip: Any,
+    vae: Any,
+    pictures: Tensor,
+    masks: Tensor | None,
+    supercategory: str,
+    options: TrainOptions,
+) -> Learned:
+    """Train a persona. Leaves MODEL, CLIP and VAE as they were, also when it is cancelled or fails.
+
+    Args:
+        pictures: ``B 3 H W`` in [0, 1].
+        masks: ``B 1 h w`` or ``1 1 h w`` in [0, 1]; None has them made.
+        supercategory: the plain word for what is learnt.
+    """
+    side = options.side or native_side(model)
+    masks = masks_for(pictures, masks, supercategory, options.faces)
+    pictures, masks = (fit_all(x, side, options.crop) for x in (pictures, masks))
+    photos = encode_photos(model, vae, options.clip_vision, pictures, masks)
+    width = photos[0].image.numel() if options.request.image_width else 0
+    request = replace(options.request, supercategory=supercategory, image_width=width)
     management.throw_exception_if_processing_interrupted()
+    preview = Preview(model, clip, vae, side, options.preview_prompt)
     with torch.inference_mode(False), torch.enable_grad():
-        identify = None
+        identifier = None
         if request.identity > 0:
-            photos, identify = with_identity(inputs.faces, photos, pictures)
-        host = training_host(
-            inputs.model, inputs.clip, request.supercategory, (size, size), request.precision, request.checkpointing,
-            Judging(inputs.vae, identify.embedder.model) if identify else None,
-        )  # fmt: skip
-        trainer = PersonaTrainer(request, host, [_on(photo, host.device) for photo in photos], identify)
-        path = state_path(inputs.name)
-        if inputs.resume and path.is_file():
-            load_state(trainer, path)
-        report = Progress(request)
-        preview = Preview(inputs, size)
+            photos, identifier = with_identity(options.faces, photos, pictures)
+        judges = Judges(vae, identifier.embedder.model) if identifier else None
+        host = training_host(model, clip, request, side, judges)
+        trainer = PersonaTrainer(request, host, [photo.to(host.device) for photo in photos], identifier)
         try:
-            persona = train(
-                trainer,
-                on_step=report,
-                checkpoint=lambda t: save_state(t, path),
-                preview=lambda t: report.show(preview(t)),
-                preview_every=inputs.preview_every,
-                name=inputs.name,
-            )
+            persona = _run(trainer, options, preview)
         finally:
             del host
-        path.unlink(missing_ok=True)
-    _to_cpu(persona)
     return Learned(persona, draw_loss(trainer.history), draw_iou(persona), preview.last)
+
+
+def _run(trainer: PersonaTrainer, options: TrainOptions, preview: Preview) -> Persona:
+    """Train to the end, from where an unfinished training of that name stands; its file goes when it is done."""
+    path = state_path(options.name)
+    if options.resume and path.is_file():
+        load_state(trainer, path)
+    progress = Progress(trainer.config)
+    persona = train(
+        trainer,
+        on_step=progress,
+        checkpoint=lambda trainer: save_state(trainer, path),
+        preview=lambda trainer: progress.show(preview(trainer)),
+        preview_every=options.preview_every,
+        name=options.name,
+    )
+    path.unlink(missing_ok=True)
+    return persona.to("cpu")
 
 
 def prompt_lines(text: str, name: str) -> tuple[str, ...]:
@@ -109,12 +136,6 @@ def prompt_lines(text: str, name: str) -> tuple[str, ...]:
     return lines
 
 
-def _to_cpu(persona: Persona) -> None:
-    persona.mapper.to("cpu")
-    if persona.image is not None:
-        persona.image.data = persona.image.data.cpu()
-
-
 class Progress:
     """Ticks the host's bar; the host raises its interrupt from here, which cancels the training."""
 
@@ -129,7 +150,7 @@ class Progress:
         self.done = report.step + (0 if report.warmup else self.warmup)
         self.bar.update_absolute(self.done, self.total)
         if report.step % 50 == 0:
-            log.info("Persona Train: step %d of %d, loss %.4f", report.step, report.total, report.loss)
+            log.info("%s: step %d of %d, loss %.4f", NODE, report.step, report.total, report.loss)
 
     def show(self, picture: Tensor | None) -> None:
         """A preview picture ``1 H W 3`` under the bar."""
@@ -142,29 +163,26 @@ class Progress:
 class Preview:
     """Draws one picture with the persona so far, with the host's own sampler. A failure is told and not fatal."""
 
-    def __init__(self, inputs: Inputs, size: int, steps: int = 16, guidance: float = 6.0) -> None:
-        self.inputs, self.size, self.steps, self.guidance = inputs, size, steps, guidance
+    def __init__(
+        self, model: Any, clip: Any, vae: Any, side: int, prompt: str, steps: int = 16, guidance: float = 6.0
+    ) -> None:
+        self.model, self.clip, self.vae = model, clip, vae
+        self.side, self.prompt, self.steps, self.guidance = side, prompt, steps, guidance
         self.last = torch.full((1, 64, 64, 3), 0.5)
 
     def __call__(self, trainer: PersonaTrainer) -> Tensor | None:
-        persona = trainer.persona(self.inputs.name)
-        _to_cpu(persona)
         try:
             with torch.inference_mode():
-                self.last = self._draw(persona)
+                self.last = self._draw(trainer.persona().to("cpu"))
         except LikenessError as error:
-            log.warning("Persona Train: no preview (%s)", error)
+            log.warning("%s: no preview (%s)", NODE, error)
             return None
         return self.last
 
     def _draw(self, persona: Persona) -> Tensor:
-        import comfy.sample
-        import comfy.samplers
-
-        inputs = self.inputs
-        model, positive = apply(inputs.model, inputs.clip, (NamedPersona("S*", persona),), inputs.preview_prompt)
-        negative = inputs.clip.encode_from_tokens_scheduled(inputs.clip.tokenize(""))
-        latent = torch.zeros(1, 4, self.size // 8, self.size // 8)
+        model, positive = apply(self.model, self.clip, (NamedPersona("S*", persona),), self.prompt)
+        negative = self.clip.encode_from_tokens_scheduled(self.clip.tokenize(""))
+        latent = torch.zeros(1, 4, self.side // 8, self.side // 8)
         noise = comfy.sample.prepare_noise(latent, 0)
         sampling = model.get_model_object("model_sampling")
         sigmas = comfy.samplers.calculate_sigmas(sampling, "normal", self.steps)
@@ -172,4 +190,4 @@ class Preview:
             model, noise, self.guidance, comfy.samplers.sampler_object("ddim"), sigmas, positive, negative, latent,
             disable_pbar=True, seed=0,
         )  # fmt: skip
-        return inputs.vae.decode(samples)[:1]
+        return self.vae.decode(samples)[:1]

@@ -23,12 +23,18 @@ from ....core.persona.attention_maps import MapRecorder
 from ....core.persona.clip import ClipText, JointText
 from ....core.persona.text import Contexts
 from ....core.schedule import noise_from_velocity
-from ..copies import check_weights, checkpointed, exact_attention, load_whole, private_copy, static_patcher
+from ....training.persona.request import PersonaTraining
+from ..copies import check_weights, checkpointed, load_whole, private_copy, static_patcher
 from ..unet import read_unet
 from .patch import split_patch
+from .photos import NODE
 from .text import TokenizerAdapter, encoder_names, inner_encoder
 
-NODE = "Persona Train"
+
+def exact_attention(q: Tensor, k: Tensor, v: Tensor, extra: dict) -> Tensor:
+    """Attention whose gradient is exact and lean; which one the host has picked depends on its flags. ``B N C``."""
+    q, k, v = (x.unflatten(-1, (extra["n_heads"], -1)).transpose(1, 2) for x in (q, k, v))  # B H N D
+    return nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
 
 
 @dataclass
@@ -82,7 +88,7 @@ class ComfyDenoiser:
 
 
 @dataclass(frozen=True)
-class Judging:
+class Judges:
     """What the identity loss needs: the VAE, and the face embedder's network, which moves with the others."""
 
     vae: Any
@@ -109,7 +115,7 @@ class ComfyDecoder:
         return self.finish(self.net.decode(self.unscale(latents.float())).float().clone())
 
 
-def _decoder(vae: Any, base: Any, size: tuple[int, int], device: torch.device) -> ComfyDecoder:
+def _decoder(vae: Any, base: Any, side: int, device: torch.device) -> ComfyDecoder:
     """Computed in fp32 (or under the trainer's autocast), whatever type the host runs the VAE in."""
     patcher = static_patcher(vae.patcher, f"{NODE}: vae")
     load_whole(f"{NODE}: vae", patcher)
@@ -119,13 +125,18 @@ def _decoder(vae: Any, base: Any, size: tuple[int, int], device: torch.device) -
     for module in net.modules():
         if getattr(module, "inplace", False):
             module.inplace = False  # what an earlier layer keeps for its gradient must stay
-    memory = vae.memory_used_decode((1, 4, size[0] // 8, size[1] // 8), torch.float32)
+    memory = vae.memory_used_decode((1, 4, side // 8, side // 8), torch.float32)
     return ComfyDecoder(net, base.process_latent_out, vae.process_output, int(memory))
 
 
 @dataclass
 class ComfyTrainingHost:
-    """MODEL and CLIP as the trainer takes them; see :func:`training_host`."""
+    """MODEL and CLIP as the trainer takes them; see :func:`training_host`.
+
+    Attributes:
+        patcher: of all the copies, by which the host moves them.
+        memory: bytes a step takes beside the copies.
+    """
 
     text: Any
     tokenizer: TokenizerAdapter
@@ -134,13 +145,13 @@ class ComfyTrainingHost:
     denoiser: ComfyDenoiser
     device: torch.device
     patcher: Any
+    memory: float
     decoder: ComfyDecoder | None = None
 
     @contextmanager
     def open(self, checkpointing: bool = False) -> Iterator[ComfyDenoiser]:
         """Have the copies on the device (a preview may have pushed them off); they are private, nothing is put back."""
-        memory = self.decoder.memory if self.decoder else 0
-        management.load_models_gpu([self.patcher], memory_required=memory)
+        load_whole(f"{NODE}: model", self.patcher, memory=self.memory)
         yield self.denoiser
 
     def decode_image(self, latents: Tensor) -> Tensor:
@@ -154,17 +165,92 @@ class ComfyTrainingHost:
         return self.decoder(latents)
 
 
-def _velocity(sampling: Any) -> bool:
-    if isinstance(sampling, comfy.model_sampling.V_PREDICTION):
-        return True
-    if isinstance(sampling, comfy.model_sampling.EPS) and hasattr(sampling, "sigmas"):
-        return False
-    raise bad_input(f"{NODE}: model", type(sampling).__mro__[1].__name__, "SD1.x, SD2.x or SDXL", "Use such a model.")
+def training_host(
+    model: Any, clip: Any, request: PersonaTraining, side: int, judges: Judges | None = None
+) -> ComfyTrainingHost:
+    """Private copies of the UNet and the text encoders. Call it, and train, outside inference mode.
+
+    The copies are made where the host keeps models that are not in use; :meth:`ComfyTrainingHost.open` brings them to
+    the device, for which the host puts the originals aside if it has to.
+
+    Args:
+        side: of the training pictures in pixels (SDXL is told).
+        judges: for the identity loss; the VAE's decoder is copied then.
+
+    Raises:
+        LikenessError: not a UNet of SD, quantised or partly offloaded weights.
+    """
+    blocks = read_unet(model, f"{NODE}: model")
+    sampling = model.get_model_object("model_sampling")
+    velocity = predicts_velocity(sampling)
+    patcher, text_patcher = static_patcher(model, f"{NODE}: model"), static_patcher(clip.patcher, f"{NODE}: clip")
+    load_whole(f"{NODE}: model", patcher, text_patcher)
+    base, device, aside = patcher.model, patcher.load_device, management.unet_offload_device()
+    check_weights(base.diffusion_model, f"{NODE}: model")
+    dtype = torch.bfloat16 if request.precision == "bf16" else torch.float32
+    vector = size_vector(base, clip, request.supercategory, side, device)
+    text = text_copies(clip, aside)
+    net = private_copy(base.diffusion_model, f"{NODE}: model", dtype, aside)
+    decoder = _decoder(judges.vae, base, side, aside) if judges else None
+    judging = [decoder.net, judges.embedder] if judges else []
+    if request.checkpointing:
+        for network in (net, *judging[:1]):
+            checkpointed(network)
+    copies = comfy.model_patcher.ModelPatcher(nn.ModuleList([net, *text.modules, *judging]), device, aside)
+    alphas = 1 / (1 + sampling.sigmas.clone().to(device) ** 2)
+    return ComfyTrainingHost(
+        text=text,
+        tokenizer=TokenizerAdapter(clip),
+        alphas_cumprod=alphas,
+        base={"family": type(base.model_config).__name__, "context_width": blocks.context_width},
+        denoiser=ComfyDenoiser(net, alphas, velocity, vector, list(blocks.address.values()), dtype),
+        device=device,
+        patcher=copies,
+        memory=step_memory(request, side) + (decoder.memory if decoder else 0),
+        decoder=decoder,
+    )
 
 
-def _text(clip: Any, device: torch.device) -> ClipText | JointText:
+def step_memory(request: PersonaTraining, side: int) -> float:
+    """Bytes that a training step keeps for its backward pass, for pictures of ``side`` pixels.
+
+    Counted once on both UNets, MiB for each latent pixel and byte of the training type: SD1.5 0.22, SDXL 0.31; with
+    checkpointing 0.01, and what recomputing the largest block takes.
+    """
+    kept = 0.04 if request.checkpointing else 0.31
+    size = 2 if request.precision == "bf16" else 4
+    return kept * 2**20 * size * request.batch * (side // 8) ** 2
+
+
+def predicts_velocity(sampling: Any) -> bool:
+    """Whether a model predicts v (True) or noise (False), over Stable Diffusion's table of noise levels.
+
+    Raises:
+        LikenessError: it predicts something else, or over other levels (EDM, flow matching, distilled models).
+    """
+    plain = comfy.model_sampling.ModelSamplingDiscrete.timestep
+    if getattr(type(sampling), "timestep", None) is plain:
+        if isinstance(sampling, comfy.model_sampling.V_PREDICTION) and not isinstance(
+            sampling, comfy.model_sampling.EDM
+        ):
+            return True
+        if isinstance(sampling, comfy.model_sampling.EPS) and not isinstance(
+            sampling, (comfy.model_sampling.V_PREDICTION, comfy.model_sampling.X0)
+        ):
+            return False
+    kinds = ", ".join(c.__name__ for c in type(sampling).__mro__[1:3])
+    raise bad_input(
+        f"{NODE}: model",
+        f"a model that samples by {kinds}",
+        "SD1.x, SD2.x or SDXL, which predict noise or v over a table of discrete timesteps",
+        "Train on such a checkpoint, without a node that changes the model's sampling; a persona learnt there also "
+        "speaks to its distilled relatives.",
+    )
+
+
+def text_copies(clip: Any, device: torch.device) -> ClipText | JointText:
     """Private copies of the text encoders, conditioned on the layer that this CLIP uses."""
-    names, parts, pads = encoder_names(clip), [], []
+    names, parts, pads = encoder_names(clip, f"{NODE}: clip"), [], []
     clip.cond_stage_model.reset_clip_options()
     if clip.layer_idx is not None:
         clip.cond_stage_model.set_clip_options({"layer": clip.layer_idx})
@@ -172,73 +258,27 @@ def _text(clip: Any, device: torch.device) -> ClipText | JointText:
         encoder = inner_encoder(clip, name)
         check_weights(encoder.transformer, f"{NODE}: clip")
         body = private_copy(encoder.transformer.text_model, f"{NODE}: clip", torch.float32, device)
-        skip = 0 if encoder.layer == "last" else -encoder.layer_idx - 1 if encoder.layer_idx < 0 else None
-        skip = encoder.num_layers - 1 - encoder.layer_idx if skip is None else skip
-        parts.append(ClipText(body, skip=skip, normalised=encoder.layer == "last" or encoder.layer_norm_hidden_state))
+        normalised = encoder.layer == "last" or encoder.layer_norm_hidden_state
+        parts.append(ClipText(body, skip=_left_out(encoder), normalised=normalised))
         pads.append(encoder.special_tokens.get("pad", encoder.special_tokens["end"]))
     if len(parts) == 1:
         return parts[0]
     return JointText(parts, pads, inner_encoder(clip, names[0]).special_tokens["end"])
 
 
-def _vector(base: Any, clip: Any, word: str, size: tuple[int, int], device: torch.device) -> Tensor | None:
+def _left_out(encoder: Any) -> int:
+    """How many of an encoder's last blocks are not used (its conditioning layer may be counted from either end)."""
+    if encoder.layer == "last":
+        return 0
+    index = encoder.layer_idx
+    return -index - 1 if index < 0 else encoder.num_layers - 1 - index
+
+
+def size_vector(base: Any, clip: Any, supercategory: str, side: int, device: torch.device) -> Tensor | None:
+    """SDXL's vector condition ``1 A``: the pooled text and the picture's size; None for a model that has none."""
     if not getattr(base, "adm_channels", 0):
         return None
-    _, pooled = clip.encode_from_tokens(clip.tokenize(f"a photo of {word}"), return_pooled=True)
-    height, width = size
+    _, pooled = clip.encode_from_tokens(clip.tokenize(f"a photo of {supercategory}"), return_pooled=True)
     with torch.no_grad():
-        vector = base.encode_adm(pooled_output=pooled.to(device), width=width, height=height, device=device)
+        vector = base.encode_adm(pooled_output=pooled.to(device), width=side, height=side, device=device)
     return vector.clone()
-
-
-def training_host(
-    model: Any,
-    clip: Any,
-    word: str,
-    size: tuple[int, int],
-    precision: str,
-    checkpointing: bool = False,
-    judging: Judging | None = None,
-) -> ComfyTrainingHost:
-    """Private copies of the UNet and the text encoders. Call it, and train, outside inference mode.
-
-    Args:
-        size: height and width of the training pictures (SDXL is told).
-        precision: ``fp32`` or ``bf16``, the type the UNet computes in.
-        judging: for the identity loss; the VAE's decoder is copied then.
-
-    Raises:
-        LikenessError: not a UNet of SD, quantised or partly offloaded weights.
-    """
-    blocks = read_unet(model, f"{NODE}: model")
-    sampling = model.get_model_object("model_sampling")
-    velocity = _velocity(sampling)
-    patcher, text_patcher = static_patcher(model, f"{NODE}: model"), static_patcher(clip.patcher, f"{NODE}: clip")
-    load_whole(f"{NODE}: model", patcher, text_patcher)
-    base, device = patcher.model, patcher.load_device
-    check_weights(base.diffusion_model, f"{NODE}: model")
-    vector = _vector(base, clip, word, size, device)
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    text = _text(clip, device)
-    net = private_copy(base.diffusion_model, f"{NODE}: model", dtype, device)
-    decoder = _decoder(judging.vae, base, size, device) if judging else None
-    judges = [decoder.net, judging.embedder.to(device)] if judging else []
-    if checkpointing:
-        for network in (net, *judges[:1]):
-            checkpointed(network)
-    copies = nn.ModuleList([net, *text.modules, *judges])
-    registered = comfy.model_patcher.ModelPatcher(copies, device, management.unet_offload_device())
-    sigmas = sampling.sigmas.clone().to(device)
-    alphas = 1 / (1 + sigmas**2)
-    addresses = list(blocks.address.values())
-    family = type(base.model_config).__name__
-    return ComfyTrainingHost(
-        text=text,
-        tokenizer=TokenizerAdapter(clip),
-        alphas_cumprod=alphas,
-        base={"family": family, "context_width": blocks.context_width},
-        denoiser=ComfyDenoiser(net, alphas, velocity, vector, addresses, dtype),
-        device=device,
-        patcher=registered,
-        decoder=decoder,
-    )

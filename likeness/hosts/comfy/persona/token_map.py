@@ -15,7 +15,7 @@ from ..text import words_of
 from .text import Personas, marked_text, plain_text
 
 
-def prompt_shares(clip: Any, prompt: str, personas: Personas) -> torch.Tensor | None:
+def prompt_token_map(clip: Any, prompt: str, personas: Personas) -> torch.Tensor | None:
     """Shares ``L P`` of the plain prompt's ``P`` tokens in each of the ``L`` spoken ones; see :func:`word_shares`."""
     marked, idents = marked_text(clip, prompt, personas)
     plain = plain_text(prompt, personas)
