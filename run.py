@@ -1,28 +1,30 @@
 #!/usr/bin/env python3
 """One launcher for everything that runs without ComfyUI: ``python run.py <command>``.
 
-On a fresh machine it sets itself up first: an environment that has what ``requirements-headless.txt`` names is used as
-it is; an active virtual environment is completed; otherwise ``.venv`` is made beside this file.
+On a fresh machine it sets itself up first: an environment that has what the extras ``headless`` and ``test`` of
+``pyproject.toml`` name is used as it is; an active virtual environment is completed; otherwise ``.venv`` is made beside
+this file.
 """
 
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 import importlib.util
 import os
-import re
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+try:
+    from lab import requirements
+except ModuleNotFoundError:  # neither packaging nor pip is there, as in a system's bare Python
+    requirements = None
+
 ROOT = Path(__file__).resolve().parent
-REQUIREMENTS = ROOT / "requirements-headless.txt"
+EXTRAS = ("headless", "test")
 VENV = ROOT / ".venv"
 PYTHONS = ((3, 10), (3, 13))
-#: The file pins torch for a fresh environment; one that is there already stays, if it is not older than this.
-OLDEST_TORCH = "torch>=2.4"
 
 #: command: (module of the pack with a ``main(argv)``, the verb it is called with where the command is one, help)
 COMMANDS = {
@@ -31,8 +33,9 @@ COMMANDS = {
     "magicface": ("lab.magicface", "", "MagicFace: demo, benchmark"),
     "persona": ("lab.persona", "", "PersonaMagic: demo, train, play, prove, benchmark"),
     "diir": ("lab.diir", "", "DIIR face repair: demo, prove, benchmark"),
+    "idzoom": ("lab.idzoom.command", "", "MagicID's data engine: pictures in, training shards out"),
     "miniature": ("lab.miniature", "", "the drawn model: train, report"),
-    "dev": ("lab.dev", "", "for developers: workflows, thumbnails (they need a ComfyUI)"),
+    "dev": ("lab.dev", "", "for developers: workflows, locales, thumbnails, requirements"),
 }
 
 
@@ -75,11 +78,13 @@ def set_up() -> None:
     Raises:
         SystemExit: this Python is too old or too new, or the installation failed.
     """
-    missing = missing_requirements()
-    if not missing:
+    missing = requirements.missing(requirements.needed(EXTRAS)) if requirements else None
+    if missing == []:
         return
     if in_virtual_environment():
-        install(sys.executable, missing)
+        if not requirements:
+            sys.exit(f"run.py: {sys.prefix} has no pip to install with: python -m ensurepip")
+        install(requirements.batches(missing))
         return
     check_version()
     python = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
@@ -103,44 +108,14 @@ def in_virtual_environment() -> bool:
     return sys.prefix != sys.base_prefix or "CONDA_PREFIX" in os.environ
 
 
-def missing_requirements() -> list[str]:
-    """Lines of the requirements file that the current environment does not satisfy, with their comments."""
-    lines = [line for line in REQUIREMENTS.read_text("utf-8").splitlines() if bare(line)]
-    return [line for line in lines if not satisfied(OLDEST_TORCH if line.startswith("torch==") else bare(line))]
-
-
-def bare(line: str) -> str:
-    """A line of the requirements file without its comment."""
-    return line.split("#")[0].strip()
-
-
-def satisfied(requirement: str) -> bool:
-    """Whether a package is installed in the version asked for (``name``, ``name>=1.2`` or ``name==1.2``)."""
-    name, sign, wanted = re.fullmatch(r"([A-Za-z0-9_.-]+?)(?:(>=|==)([0-9.]+))?", requirement).groups()
-    try:
-        found = importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return False
-    if sign == "==":
-        return _numbers(found) == _numbers(wanted)
-    return sign is None or _numbers(found) >= _numbers(wanted)
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    public = version.split("+")[0]
-    return tuple(int(part) for part in re.findall(r"\d+", public)[:3])
-
-
-def install(python: str, requirements: list[str]) -> None:
-    """Install with pip as it is set up on this machine; a line marked ``# --no-deps`` without what it asks for."""
+def install(batches: list[list[str]]) -> None:
+    """Install with pip as it is set up on this machine, one call a batch (``lab.requirements.batches``)."""
     check_version()
     start = time.monotonic()
-    print(f"run.py: installing {', '.join(map(bare, requirements))} (once; some minutes) ...", file=sys.stderr)
-    alone = [bare(line) for line in requirements if "# --no-deps" in line]
-    rest = [bare(line) for line in requirements if "# --no-deps" not in line]
-    for packages, options in ((rest, []), (alone, ["--no-deps"])):
-        command = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *options, *packages]
-        if packages and subprocess.call(command):
+    names = [argument for batch in batches for argument in batch if not argument.startswith("-")]
+    print(f"run.py: installing {', '.join(names)} (once; some minutes) ...", file=sys.stderr)
+    for batch in batches:
+        if subprocess.call([sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *batch]):
             sys.exit("run.py: pip could not install the requirements above; see its message")
     importlib.invalidate_caches()
     print(f"run.py: installed in {time.monotonic() - start:.0f} s", file=sys.stderr)

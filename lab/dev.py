@@ -1,4 +1,4 @@
-"""``python run.py dev``: what developers of the pack run by hand; the verbs need a ComfyUI."""
+"""``python run.py dev``: what developers of the pack run by hand; most verbs need a ComfyUI."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ VERBS = {
     "workflows": (elsewhere("lab.workflows.make"), "write the files of workflows/"),
     "locales": (elsewhere("lab.workflows.locales"), "write the files of locales/"),
     "thumbnails": (elsewhere("lab.workflows.thumbnails"), "make the pictures beside them"),
+    "requirements": (elsewhere("lab.requirements"), "write requirements.txt from pyproject.toml (needs no ComfyUI)"),
 }
 
 

@@ -39,10 +39,20 @@ import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
-from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
+from torch.utils.backend_registration import _DummyBackendModule, _setup_privateuseone_for_python_backend
 from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
-_setup_privateuseone_for_python_backend("vgpu")  # torch knows one such device a process, from the import on
+
+class _Backend(_DummyBackendModule):
+    """What PyTorch asks of a device's module, whether or not a tensor is on the device: checkpointing reads this."""
+
+    def get_amp_supported_dtype(self) -> list[torch.dtype]:
+        """The types that autocast may take."""
+        return [torch.float16, torch.bfloat16]
+
+
+# PyTorch knows one such device a process, from the import on.
+_setup_privateuseone_for_python_backend("vgpu", backend_module=_Backend())
 DEVICE = torch.device("vgpu", 0)
 
 aten = torch.ops.aten

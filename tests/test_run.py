@@ -1,4 +1,4 @@
-"""The launcher: what it asks of an environment and how it hands over."""
+"""The launcher: how it hands over."""
 
 from __future__ import annotations
 
@@ -36,25 +36,6 @@ def test_unknown_command_is_refused() -> None:
     assert "no command 'paint'" in done.stderr
 
 
-@pytest.mark.parametrize(
-    ("requirement", "met"),
-    [("pytest", True), ("pytest>=1", True), ("pytest==0.1", False), ("pytest>=9999", False), ("no-such-thing", False)],
-)
-def test_requirements_are_compared_by_version(run, requirement: str, met: bool) -> None:
-    assert run.satisfied(requirement) is met
-
-
-def test_an_installed_torch_is_kept(run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    wanted = tmp_path / "requirements.txt"
-    wanted.write_text("torch==0.0.1  # another than the one here\nno-such-package>=1\n")
-    monkeypatch.setattr(run, "REQUIREMENTS", wanted)
-    assert run.missing_requirements() == ["no-such-package>=1"]
-
-
-def test_every_requirement_line_is_understood(run) -> None:
-    assert run.missing_requirements() == []
-
-
 def test_module_that_is_not_there_is_named(run, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     monkeypatch.setitem(run.COMMANDS, "ghost", ("miniature.ghost", "", "nothing"))
     assert run.run_module("ghost", []) == 2
@@ -65,6 +46,13 @@ def test_too_old_a_python_is_refused(run, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(run, "PYTHONS", ((9, 0), (9, 1)))
     with pytest.raises(SystemExit, match="this is Python"):
         run.check_version()
+
+
+def test_an_environment_without_pip_is_told_what_to_do(run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "requirements", None)
+    monkeypatch.setattr(run, "in_virtual_environment", lambda: True)
+    with pytest.raises(SystemExit, match="ensurepip"):
+        run.set_up()
 
 
 def test_tests_run_from_anywhere_and_pass_the_status_on(tmp_path: Path) -> None:

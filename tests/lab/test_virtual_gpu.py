@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+import torch.utils.checkpoint
 
 from lab.virtual_gpu import DEVICE, move, on_cpu, virtual_gpu
 
@@ -108,3 +109,10 @@ def test_new_tensors_of_another_ones_shape():
         here = torch.zeros_like(there, device="cpu")
         assert (there.device, here.device) == (DEVICE, torch.device("cpu"))
         assert log.operations == {"aten.ones_like.default": 1} and log.syncs == 0
+
+
+def test_the_rest_of_the_process_goes_on_as_before():
+    weight = torch.ones(3, requires_grad=True)
+    out = torch.utils.checkpoint.checkpoint(torch.tanh, weight, use_reentrant=False)
+    out.sum().backward()
+    torch.testing.assert_close(weight.grad, 1 - torch.tanh(torch.ones(3)) ** 2)

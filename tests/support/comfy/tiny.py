@@ -79,6 +79,18 @@ def model(unet: Any | None = None) -> Any:
     return patcher
 
 
+def in_float64(patcher: Any) -> Any:
+    """The same MODEL, computing in float64.
+
+    Random weights amplify rounding without bound: in float32 the same rows of a larger batch can come out 1% apart,
+    and by how much is the processor's choice.
+    """
+    unet = patcher.model.diffusion_model
+    unet.to(torch.float64)
+    unet.dtype = torch.float64
+    return patcher
+
+
 def clip() -> Any:
     """ComfyUI's CLIP with random weights and CLIP's own tokenizer."""
     from transformers import CLIPTextConfig, CLIPTextModel
