@@ -34,6 +34,7 @@ COMMANDS = {
     "persona": ("lab.persona", "", "PersonaMagic: demo, train, play, prove, benchmark"),
     "diir": ("lab.diir", "", "DIIR face repair: demo, prove, benchmark"),
     "idzoom": ("lab.idzoom.command", "", "MagicID's data engine: pictures in, training shards out"),
+    "evaluation": ("lab.evaluation.command", "", "the papers' metrics over folders of pictures"),
     "miniature": ("lab.miniature", "", "the drawn model: train, report"),
     "dev": ("lab.dev", "", "for developers: workflows, locales, thumbnails, requirements"),
 }

@@ -37,13 +37,17 @@ def told(picture: Picture) -> dict[str, object]:
 @torch.no_grad()
 def attributes_seen(images: Tensor) -> list[dict[str, object]]:
     """What the classifier sees in every picture of ``B 3 H W``: attribute -> value; ``accessory`` -> set of kinds."""
-    named, accessories = load_referee("classifier")(resize(images.float().cpu(), CLASSIFIER_SIDE))
+    return read_heads(*load_referee("classifier")(resize(images.float().cpu(), CLASSIFIER_SIDE)))
+
+
+def read_heads(named: Sequence[Tensor], accessories: Tensor) -> list[dict[str, object]]:
+    """The classifier's logits in words, one dictionary a picture."""
     picks = {name: logits.argmax(dim=1).tolist() for name, logits in zip(ATTRIBUTES, named, strict=True)}
     worn = (accessories > 0).tolist()
     return [
         {**{name: ATTRIBUTES[name][picks[name][row]] for name in ATTRIBUTES},
          "accessory": {kind for kind, there in zip(ACCESSORIES, worn[row], strict=True) if there}}
-        for row in range(len(images))
+        for row in range(len(accessories))
     ]
 
 

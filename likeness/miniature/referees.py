@@ -169,7 +169,11 @@ class Classifier(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[list[Tensor], Tensor]:
         """Logits of every attribute in the order of ATTRIBUTES, and of every accessory kind ``B 8``."""
-        out = self.heads(self.trunk(images - 0.5)).float()
+        return self.read(self.trunk(images - 0.5))
+
+    def read(self, features: Tensor) -> tuple[list[Tensor], Tensor]:
+        """The logits of :meth:`forward` from the trunk's features ``B 128``."""
+        out = self.heads(features).float()
         parts = out.split([*(len(v) for v in ATTRIBUTES.values()), len(ACCESSORIES)], dim=1)
         return list(parts[:-1]), parts[-1]
 
