@@ -35,6 +35,7 @@ COMMANDS = {
     "diir": ("lab.diir", "", "DIIR face repair: demo, prove, benchmark"),
     "idzoom": ("lab.idzoom.command", "", "MagicID's data engine: pictures in, training shards out"),
     "evaluation": ("lab.evaluation.command", "", "the papers' metrics over folders of pictures"),
+    "prove": ("lab.prove", "", "what the miniature shows of the papers, and docs/results.md of it"),
     "miniature": ("lab.miniature", "", "the drawn model: train, report"),
     "dev": ("lab.dev", "", "for developers: workflows, locales, thumbnails, requirements"),
 }

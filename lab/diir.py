@@ -20,7 +20,9 @@ from tqdm import tqdm
 
 from lab.evaluation import diir as measure
 from lab.evaluation.diir import Draft, Lab
-from lab.evaluation.diir_tables import bars, report
+from lab.evaluation.diir_tables import bars, directions, report
+from lab.evaluation.directions import save
+from lab.evaluation.store import RecordFile
 from lab.verbs import elsewhere, run_verb
 from likeness.core.diir.request import DiirRequest
 from likeness.drawing.sheets import Tile, sheet, to_image
@@ -62,29 +64,16 @@ def prove(argv: Sequence[str]) -> int:
     return 0
 
 
-class Store:
-    """What was measured so far, one JSON line a record, with the pictures beside it.
+class Store(RecordFile):
+    """What was measured so far, with the pictures beside it.
 
     Args:
         folder: made where it is not there.
     """
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        (folder / "pictures").mkdir(parents=True, exist_ok=True)
-        self.file = folder / "records.jsonl"
-        lines = self.file.read_text("utf-8").splitlines() if self.file.exists() else []
-        self.records: dict[str, dict] = {}
-        for line in lines:
-            self.records.update(_read(line))
-
-    def record(self, key: str, compute: Callable[[], dict]) -> dict:
-        """The record of a key, computed and written where it is not there."""
-        if key not in self.records:
-            self.records[key] = compute()
-            with self.file.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({key: self.records[key]}) + "\n")
-        return self.records[key]
+        super().__init__(folder)
+        (folder / "pictures").mkdir(exist_ok=True)
 
     def keep(self, case: str) -> Callable[[str, Tensor], None]:
         """Keeps pictures ``3 H W`` of a case by name."""
@@ -110,13 +99,6 @@ class Store:
             self.keep(case)("draft", made.image)
         self.record(key, lambda: {"seed": made and made.seed})
         return made
-
-
-def _read(line: str) -> dict[str, dict]:
-    try:
-        return json.loads(line)
-    except json.JSONDecodeError:  # cut off in the middle of writing: measured again
-        return {}
 
 
 Cases = Iterator[tuple[str, str, Callable[[], Iterator[tuple[str, measure.Work]]]]]
@@ -156,6 +138,7 @@ def write(store: Store) -> None:
     (store.folder / "tables.md").write_text(text + "\n", encoding="utf-8")
     kept = {"bars": [asdict(bar) | {"held": bar.held} for bar in bars(store.records)], "records": store.records}
     (store.folder / "results.json").write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+    save(store.folder, directions(store.records))
     for kind in measure.DRAFTS:
         rows = []
         for number in range(SHOWN):

@@ -85,6 +85,7 @@ def demo(argv: Sequence[str]) -> int:
 
 VERBS = {
     "demo": (demo, "pictures, maps and a table of measured effects"),
+    "prove": (elsewhere("lab.evaluation.magicface_proof"), "every variant on held-out people, with intervals"),
     "benchmark": (elsewhere("lab.benchmarks.magicface"), "time and memory against vanilla and naive attention"),
 }
 

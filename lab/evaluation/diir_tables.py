@@ -8,10 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from lab.evaluation.diir import ANGLES, DRAFTS, STYLED, VARIANTS
+from lab.evaluation.directions import Direction, direction, unshown
 from lab.evaluation.metrics import summarise
+from lab.evaluation.store import Records, paired, rows_of, values
 
-Records = dict[str, dict]
-"""``"section/case/variant" -> record``"""
+GROUPED = ("before", "all three")
 
 
 @dataclass(frozen=True)
@@ -31,27 +32,6 @@ class Bar:
     def __str__(self) -> str:
         sign = "at least" if self.at_least else "at most"
         return f"| {self.name} | {self.value:.2f} | {sign} {self.bound:g} | {'yes' if self.held else '**no**'} |"
-
-
-def rows_of(records: Records, section: str) -> dict[str, Records]:
-    """Case -> variant -> record of a section."""
-    cases: dict[str, Records] = {}
-    for key, record in records.items():
-        where, case, variant = key.split("/")
-        if where == section:
-            cases.setdefault(case, {})[variant] = record
-    return cases
-
-
-def values(cases: dict[str, Records], variant: str, name: str) -> list[float]:
-    """One number a case; cases in which it is not told are left out."""
-    told = [case[variant].get(name) for case in cases.values() if variant in case]
-    return [float(value) for value in told if value is not None]
-
-
-def paired(cases: dict[str, Records], a: str, b: str, name: str = "similarity") -> list[float]:
-    """``a`` less ``b`` in every case that has both."""
-    return [float(c[a][name]) - float(c[b][name]) for c in cases.values() if a in c and b in c]
 
 
 def signed(numbers: Sequence[float]) -> str:
@@ -109,7 +89,7 @@ def group_table(records: Records) -> str:
     lines = [f"### Drawn groups of three strangers, {len(cases)} pictures", "",
              "| | similarity to its person (95%) | to the nearest neighbour's person | its person is the nearest |",
              "|---|---|---|---|"]
-    for variant in ("before", "all three"):
+    for variant in GROUPED:
         told = [group_numbers(case[variant]) for case in cases.values()]
         own = {i: t[0] for i, t in enumerate(told)}
         lines.append(f"| {variant} | {summarise(own)} | {np.mean([x for t in told for x in t[1]]):.2f} "
@@ -176,3 +156,25 @@ def report(records: Records) -> str:
         "\n".join(["### Bars", "", "| | measured | bar | held |", "|---|---|---|---|", *bound]),
         "The paper's Table 4 (with CodeFormer) has no analogue here: the drawn world has no face restorer.",
     ])  # fmt: skip
+
+
+def directions(records: Records) -> list[Direction]:
+    """What MagicID's paper says of DIIR, and what is seen here."""
+    own, vanilla, styled, groups = (rows_of(records, name) for name in ("MagicFace", "vanilla", "style", "group"))
+    seen = paired(styled, "paper mode, style not told", "default, style not told", "style")
+    own_of = {variant: [np.mean(group_numbers(c[variant])[0]) for c in groups.values()] for variant in GROUPED}
+    gains = np.subtract(own_of["all three"], own_of["before"]).tolist()
+    return [
+        direction("Table 2", "faces of full-body pictures gain identity, whatever made the picture",
+                  "similarity after less before, MagicFace drafts", paired(own, "default", "before")),
+        direction("Table 2", "the same for a generator that does not know the person",
+                  "similarity after less before, vanilla drafts", paired(vanilla, "default", "before")),
+        direction("Table 3", "the same in pictures of several people",
+                  "similarity after less before, drawn groups of three", gains),
+        direction("Fig. 6", "features fused with the draft's keep its style where plain restoring does not",
+                  "share of pictures whose style is seen, paper mode less default", seen),
+        unshown("Fig. 6", "landmarks keep the pose where inpainting loses it",
+                "it takes a landmark ControlNet's weights"),
+        unshown("Table 4", "a face restorer (CodeFormer) does not bring the identity back",
+                "the drawn world has no face restorer"),
+    ]  # fmt: skip

@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from lab.evaluation.directions import Direction, direction, save, unshown
 from lab.evaluation.drawn import prompt_accuracy
 from lab.evaluation.inversion import InversionTrainer
 from lab.evaluation.metrics import IdentityJudge, Summary, detection_rate, summarise
@@ -173,6 +174,10 @@ class Proof:
         self.pipeline = persona_miniature()
         self.judge = IdentityJudge(MiniatureDetector(), MiniatureEmbedder())
 
+    def done(self, variant: str, number: int) -> bool:
+        """Whether a job's scores are there."""
+        return (self.folder / _slug(variant) / f"{number}.json").is_file()
+
     def job(self, variant: str, settings: Mapping | None, number: int) -> Scores:
         """Scores of one variant and person, from its file or made now."""
         path = self.folder / _slug(variant) / f"{number}.json"
@@ -290,6 +295,31 @@ def run(proof: Proof, tables: Sequence[str], people: Sequence[int]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def directions(proof: Proof) -> list[Direction]:
+    """What PersonaMagic's paper says of its parts (Table 1), and what is seen here; of what has been measured."""
+    def less(a: str, b: str, what: str) -> list[float]:
+        numbers = [n for n in range(1, proof.grid.people + 1) if proof.done(a, n) and proof.done(b, n)]
+        first, second = ([_mean(getattr(proof.job(v, VARIANTS[v], n), what)) for n in numbers] for v in (a, b))
+        return [x - y for x, y in zip(first, second, strict=True)]
+
+    claims = (
+        ("a series of embeddings keeps identity better than one", "vanilla mapper", "textual inversion", "identity"),
+        ("and costs some of the prompt", "textual inversion", "vanilla mapper", "prompt"),
+        ("stage regulation keeps the prompt better", "+ stage regulation", "vanilla mapper", "prompt"),
+        ("stage regulation keeps identity better", "+ stage regulation", "vanilla mapper", "identity"),
+        ("Tandem Equilibrium keeps the prompt better", "+ tandem equilibrium", "vanilla mapper", "prompt"),
+        ("both together keep the prompt better than either (stages)", "full", "+ stage regulation", "prompt"),
+        ("both together keep the prompt better than either (Equilibrium)", "full", "+ tandem equilibrium", "prompt"),
+        ("both together keep identity better than Equilibrium alone", "full", "+ tandem equilibrium", "identity"),
+    )
+    measured = [
+        direction("Table 1", claim, f"{what}, {a} less {b}", differences)
+        for claim, a, b, what in claims if len(differences := less(a, b, what)) > 1
+    ]
+    plugin = unshown("Table 3", "lifts PhotoMaker and IP-Adapter as a plug-in", "they are trained for Stable Diffusion")
+    return [*measured, unshown("Fig. 8", "on the Pareto front of seven methods", "the others need weights"), plugin]
+
+
 def curve_table(curves: Sequence[IouCurve]) -> str:
     """Mean IoU over people at every hundredth timestep (Fig. 2)."""
     rows = [
@@ -318,6 +348,7 @@ def main(argv: Sequence[str]) -> int:
         options.tables = "1,2,curve"
     proof = Proof(Path(options.out), grid)
     report = run(proof, options.tables.split(","), range(1, grid.people + 1))
-    (proof.folder / "report.md").write_text(report)
+    (proof.folder / "tables.md").write_text(report)
+    save(proof.folder, directions(proof))
     log.info("%s", report)
     return 0
