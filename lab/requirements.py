@@ -3,7 +3,7 @@
 ``run.py`` reads this before anything is installed, so it uses the standard library and, where ``packaging`` is not
 there yet, pip's own copy of it.
 
-``python -m lab.requirements EXTRA...`` prints the lines of extras for pip; ``python run.py dev requirements`` writes
+``python -m lab.requirements EXTRA...`` prints an extra's own lines for pip; ``python run.py dev requirements`` writes
 ``requirements.txt``, which ComfyUI Manager reads.
 """
 
@@ -40,11 +40,14 @@ def needed(extras: Iterable[str] = ()) -> list[Requirement]:
     Raises:
         KeyError: an extra is not in ``pyproject.toml``.
     """
-    project = pyproject()["project"]
-    lines = [*project["dependencies"]]
-    for extra in extras:
-        lines += project["optional-dependencies"][extra]
+    lines = [*pyproject()["project"]["dependencies"], *extra_lines(extras)]
     return list({requirement.name: requirement for requirement in map(Requirement, lines)}.values())
+
+
+def extra_lines(extras: Iterable[str]) -> list[str]:
+    """The lines of extras as they stand in ``pyproject.toml``."""
+    known = pyproject()["project"]["optional-dependencies"]
+    return [line for extra in extras for line in known[extra]]
 
 
 def missing(requirements: Iterable[Requirement]) -> list[Requirement]:
@@ -92,4 +95,4 @@ def main(argv: Sequence[str] = ()) -> int:
 
 
 if __name__ == "__main__":
-    print("\n".join(map(str, needed(sys.argv[1:]))))
+    print("\n".join(extra_lines(sys.argv[1:])))

@@ -40,8 +40,8 @@ class Run:
 class Server:
     """Starts ComfyUI in an empty base directory that holds the pack under another folder name; stops it at the end."""
 
-    def __init__(self, host: Host, base: Path):
-        self.host, self.base, self.log_file = host, base, base / "server.log"
+    def __init__(self, host: Host, base: Path, pack: Path = ROOT):
+        self.host, self.base, self.pack, self.log_file = host, base, pack, base / "server.log"
         self.port = _free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self._process: subprocess.Popen[bytes] | None = None
@@ -49,7 +49,7 @@ class Server:
     def __enter__(self) -> Server:
         for folder in ("custom_nodes", "input", "output", "temp", "user", "models"):
             (self.base / folder).mkdir(parents=True, exist_ok=True)
-        (self.base / "custom_nodes" / PACK_FOLDER).symlink_to(ROOT, target_is_directory=True)
+        (self.base / "custom_nodes" / PACK_FOLDER).symlink_to(self.pack, target_is_directory=True)
         command = [self.host.python, "main.py", "--cpu", "--listen", "127.0.0.1", "--port", str(self.port)]
         command += ["--base-directory", str(self.base), "--database-url", "sqlite:///:memory:", "--disable-api-nodes"]
         environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "PYTHONUNBUFFERED": "1"}
