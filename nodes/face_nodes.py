@@ -54,7 +54,7 @@ class FaceModels(io.ComfyNode):
                 ),
             ],
             outputs=[
-                FaceModelsType.Output("faces", "face_models", tooltip="For Detect Faces and Persona Train.")
+                FaceModelsType.Output("faces", "face_models", tooltip="For Detect Faces and Persona Train Options.")
             ],
         )
 

@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
+import torch
+from comfy.clip_vision import ClipVisionModel
+from comfy.model_patcher import ModelPatcher
+from comfy.sd import CLIP, VAE
 from comfy_api.latest import io, ui
 
 from ..likeness.core.persona.stages import LATE_CHOICES
 from ..likeness.core.persona.tandem import TandemConfig
+from ..likeness.drawing.curves import draw_iou, draw_loss
+from ..likeness.faces.interface import FaceModels
 from ..likeness.hosts.comfy.compat import ADVANCED, schema
 from ..likeness.hosts.comfy.images import mask_to_torch, to_torch
-from ..likeness.hosts.comfy.persona import apply as persona_apply
 from ..likeness.hosts.comfy.persona import files
-from ..likeness.hosts.comfy.persona import files as persona_files
-from ..likeness.hosts.comfy.persona import train as persona_learn
-from ..likeness.hosts.comfy.persona.text import NamedPersona, join
+from ..likeness.hosts.comfy.persona.apply import apply
+from ..likeness.hosts.comfy.persona.text import NamedPersona, Personas, join
+from ..likeness.hosts.comfy.persona.train import TrainOptions, learn, prompt_lines
+from ..likeness.training.persona.request import PRECISIONS, PersonaTraining
 from .face_nodes import FaceModelsType
 
 CATEGORY = "Likeness/Persona"
 PersonasType = io.Custom("LIKENESS_PERSONAS")
+TrainOptionsType = io.Custom("LIKENESS_PERSONA_TRAIN_OPTIONS")
 
 FIXED, MEASURED = "fixed", "from attention"
+#: Length of the image embedding where the residual branch is on; the training finds the true one.
+SOME_WIDTH = 512
 
 
 def _placeholder() -> io.String.Input:
@@ -52,7 +61,35 @@ class PersonaTrain(io.ComfyNode):
             description="Learns a person, animal, object or style from one or more pictures (PersonaMagic). The model "
             "itself is not changed; what is learnt is a file of about 5 MB.",
             search_aliases=["personalization", "textual inversion", "face training", "identity", "dreambooth"],
-            inputs=[*_train_inputs(), *_train_options()],
+            inputs=[
+                io.Model.Input(
+                    "model", tooltip="SD1.x, SD2.x or SDXL, unquantised. Stays as it is; LoRAs on it count."
+                ),
+                io.Clip.Input("clip", tooltip="The model's text encoder."),
+                io.Vae.Input("vae", tooltip="The model's VAE."),
+                io.Image.Input("image", tooltip="One picture, or a batch of several of the same person."),
+                io.String.Input(
+                    "supercategory",
+                    default="face",
+                    tooltip="The plain word for what is learnt: face, cat, cup, watercolor. It conditions the steps in "
+                    "which the persona is silent. A word of several tokens is averaged.",
+                ),
+                _placeholder(),
+                io.Mask.Input(
+                    "mask",
+                    optional=True,
+                    tooltip="Where the person is: one for all pictures or one each, any size. Without it one is made "
+                    "with CLIPSeg if its weights are in models/clipseg, else an ellipse round the face if there are "
+                    "face models.",
+                ),
+                _further(),
+                TrainOptionsType.Input(
+                    "options",
+                    optional=True,
+                    tooltip="From Persona Train Options: steps, stage, previews and the rest. Without it the published "
+                    "settings hold: 1000 steps of two samples.",
+                ),
+            ],
             outputs=[
                 _output(),
                 io.Image.Output("loss", "loss", tooltip="The loss over the steps, and its running mean."),
@@ -63,130 +100,194 @@ class PersonaTrain(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model, clip, vae, image, mask=None, clip_vision=None, personas=None, faces=None, **widgets
+        cls,
+        model: ModelPatcher,
+        clip: CLIP,
+        vae: VAE,
+        image: torch.Tensor,
+        supercategory: str,
+        placeholder: str,
+        mask: torch.Tensor | None = None,
+        personas: Personas | None = None,
+        options: TrainOptions | None = None,
     ) -> io.NodeOutput:
         pictures = to_torch(image)
         masks = None if mask is None else mask_to_torch(mask, source="Persona Train: mask")
-        options = persona_learn.TrainOptions(
-            cls._request(**widgets), widgets["name"], widgets["resume"], widgets["size"], widgets["crop"], clip_vision,
-            faces, widgets["preview_every"], widgets["preview_prompt"],
-        )  # fmt: skip
-        learned = persona_learn.learn(model, clip, vae, pictures, masks, widgets["supercategory"], options)
-        chain = join(personas, NamedPersona(widgets["placeholder"], learned.persona), "Persona Train: placeholder")
-        shown = learned.preview if widgets["preview_every"] else learned.loss
+        options = options or TrainOptions()
+        learned = learn(model, clip, vae, pictures, masks, supercategory, options)
+        chain = join(personas, NamedPersona(placeholder, learned.persona), "Persona Train: placeholder")
+        shown = learned.preview if options.preview_every else learned.loss
         return io.NodeOutput(chain, learned.loss, learned.iou, learned.preview, ui=ui.PreviewImage(shown, cls=cls))
 
-    @staticmethod
-    def _request(stages, tandem, residual, templates, tandem_prompts, **widgets) -> persona_learn.PersonaTraining:
-        names = persona_learn.PersonaTraining.__dataclass_fields__
-        return persona_learn.PersonaTraining(
+
+class PersonaTrainOptions(io.ComfyNode):
+    """What most users of Persona Train leave alone."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="LikenessPersonaTrainOptions",
+            display_name="Persona Train Options",
+            category=CATEGORY,
+            description="Finer settings for Persona Train. Without this node it works with the values shown here.",
+            search_aliases=["training settings", "learning rate", "steps", "identity loss", "PersonaMagic"],
+            inputs=[*_training_inputs(), *_stage_inputs(), *_persona_inputs(), *_picture_inputs(), *_run_inputs()],
+            outputs=[TrainOptionsType.Output("options_out", "options", tooltip="For Persona Train.")],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        steps: int,
+        batch: int,
+        learning_rate: float,
+        training_seed: int,
+        precision: str,
+        checkpointing: bool,
+        stages: str,
+        low: int,
+        high: int,
+        late: str,
+        lambda1: float,
+        lambda2: float,
+        warmup: int,
+        tokens: int,
+        residual: bool,
+        style: bool,
+        tandem: float,
+        identity: float,
+        templates: str,
+        tandem_prompts: str,
+        size: int,
+        crop: bool,
+        name: str,
+        resume: bool,
+        preview_every: int,
+        preview_prompt: str,
+        clip_vision: ClipVisionModel | None = None,
+        faces: FaceModels | None = None,
+    ) -> io.NodeOutput:
+        request = PersonaTraining(
+            steps=steps,
+            batch=batch,
+            learning_rate=learning_rate,
+            seed=training_seed,
+            precision=precision,
+            checkpointing=checkpointing,
             stages="fixed" if stages == FIXED else "iou",
+            low=low,
+            high=high,
+            late=late,
+            lambda1=lambda1,
+            lambda2=lambda2,
+            warmup=warmup,
+            tokens=tokens,
+            image_width=SOME_WIDTH if residual else 0,
+            style=style,
             tandem=TandemConfig(weight=tandem),
-            image_width=512 if residual else 0,
-            templates=persona_learn.prompt_lines(templates, "templates"),
-            tandem_prompts=persona_learn.prompt_lines(tandem_prompts, "tandem_prompts"),
-            **{k: v for k, v in widgets.items() if k in names},
+            identity=identity,
+            templates=prompt_lines(templates, "templates"),
+            tandem_prompts=prompt_lines(tandem_prompts, "tandem_prompts"),
+        )
+        return io.NodeOutput(
+            TrainOptions(
+                request=request,
+                side=size,
+                crop=crop,
+                name=name,
+                resume=resume,
+                preview_every=preview_every,
+                preview_prompt=preview_prompt,
+                clip_vision=clip_vision,
+                faces=faces,
+            )
         )
 
 
-def _train_inputs() -> list[io.Input]:
+def _training_inputs() -> list[io.Input]:
     return [
-        io.Model.Input("model", tooltip="SD1.x, SD2.x or SDXL, unquantised. Stays as it is; LoRAs on it count."),
-        io.Clip.Input("clip", tooltip="The model's text encoder."),
-        io.Vae.Input("vae", tooltip="The model's VAE."),
-        io.Image.Input("image", tooltip="One picture, or a batch of several of the same person."),
-        io.Mask.Input(
-            "mask",
-            optional=True,
-            tooltip="Where the person is: one for all pictures or one each, any size. Without it one is made with "
-            "CLIPSeg if its weights are in models/clipseg, else an ellipse round the face if there are face models.",
-        ),
-        io.ClipVision.Input(
-            "clip_vision",
-            optional=True,
-            tooltip="CLIP vision for the residual branch (the paper: ViT-B/32). Without it pooled latents are used.",
-        ),
-        _further(),
-        io.String.Input(
-            "name", default="persona", tooltip="Name of the persona; an unfinished training resumes by it."
-        ),
-        io.String.Input(
-            "supercategory",
-            default="face",
-            tooltip="The plain word for what is learnt: face, cat, cup, watercolor. It conditions the steps in which "
-            "the persona is silent. A word of several tokens is averaged.",
-        ),
-        _placeholder(),
         io.Int.Input("steps", default=1000, min=1, max=20000, tooltip="Training steps. The paper uses 1000."),
         io.Int.Input("batch", default=2, min=1, max=16, tooltip="Samples a step. The paper uses 2."),
         io.Float.Input(
             "learning_rate", default=1e-4, min=1e-6, max=1e-1, step=1e-6, tooltip="AdamW's step size (1e-4)."
         ),
         io.Int.Input(
-            "seed", default=0, min=0, max=2**31 - 1, tooltip="The same seed and inputs give the same persona."
+            "training_seed",
+            default=0,
+            min=0,
+            max=2**31 - 1,
+            tooltip="The same seed and inputs give the same persona; independent of the pictures' seed.",
         ),
         io.Combo.Input(
             "precision",
-            options=["fp32", "bf16"],
+            options=list(PRECISIONS),
             tooltip="Type the UNet computes in. bf16 halves the memory on GPUs that have it.",
         ),
-        io.Int.Input(
-            "preview_every", default=0, min=0, max=5000, tooltip="Draw a preview every so many steps; 0: none."
-        ),
-        io.String.Input(
-            "preview_prompt", default="a photo of S*", tooltip="What previews show; S* is the persona being learnt."
-        ),
+        io.Boolean.Input("checkpointing", default=False, tooltip="Less memory, more time: recompute blocks backwards."),
     ]
 
 
-def _train_options() -> list[io.Input]:
+def _stage_inputs() -> list[io.Input]:
     return [
         io.Combo.Input(
             "stages",
             options=[FIXED, MEASURED],
             tooltip="Where in the schedule the persona speaks. fixed: timesteps low to high. from attention: a short "
             "warm-up, then where the attention map meets the mask (lambda1, lambda2).",
-            **ADVANCED,
         ),
-        io.Int.Input("low", default=400, min=0, max=998, tooltip="Lowest timestep of the stage.", **ADVANCED),
-        io.Int.Input("high", default=800, min=1, max=999, tooltip="Highest timestep of the stage.", **ADVANCED),
+        io.Int.Input("low", default=400, min=0, max=998, tooltip="Lowest timestep of the stage."),
+        io.Int.Input("high", default=800, min=1, max=999, tooltip="Highest timestep of the stage."),
         io.Combo.Input(
             "late",
             options=list(LATE_CHOICES),
             tooltip="Below the stage: keep the last words (held), or go back to the plain word, which keeps more of "
             "the scene where the stage begins high.",
+        ),
+        io.Float.Input(
+            "lambda1",
+            default=0.7,
+            min=0.0,
+            max=1.0,
+            step=0.01,
+            tooltip="IoU above which the stage begins, for stages from attention.",
             **ADVANCED,
         ),
         io.Float.Input(
-            "lambda1", default=0.7, min=0.0, max=1.0, step=0.01,
-            tooltip="IoU above which the stage begins, for stages from attention.", **ADVANCED,
-        ),
-        io.Float.Input(
-            "lambda2", default=0.8, min=0.0, max=1.0, step=0.01,
-            tooltip="IoU above which it ends; 1 leaves it open.", **ADVANCED,
+            "lambda2",
+            default=0.8,
+            min=0.0,
+            max=1.0,
+            step=0.01,
+            tooltip="IoU above which it ends; 1 leaves it open.",
+            **ADVANCED,
         ),
         io.Int.Input(
             "warmup", default=200, min=1, max=5000, tooltip="Warm-up steps before attention is measured.", **ADVANCED
         ),
+    ]
+
+
+def _persona_inputs() -> list[io.Input]:
+    return [
+        io.Int.Input("tokens", default=4, min=1, max=16, tooltip="Words per persona."),
+        io.Boolean.Input("residual", default=True, tooltip="The residual branch with the picture's embedding."),
+        io.Boolean.Input("style", default=False, tooltip="Learn a manner of drawing, not a thing."),
         io.Float.Input(
-            "tandem", default=0.001, min=0.0, max=10.0, step=0.0001,
+            "tandem",
+            default=0.001,
+            min=0.0,
+            max=10.0,
+            step=0.0001,
             tooltip="Weight of Tandem Equilibrium, which keeps the other words of the prompt heard. 0: off.",
-            **ADVANCED,
         ),
-        io.Int.Input("tokens", default=4, min=1, max=16, tooltip="Words per persona.", **ADVANCED),
-        io.Boolean.Input(
-            "residual", default=True, tooltip="The residual branch with the picture's embedding.", **ADVANCED
-        ),
-        io.Boolean.Input("style", default=False, tooltip="Learn a manner of drawing, not a thing.", **ADVANCED),
-        io.Int.Input(
-            "size", default=0, min=0, max=2048, step=8,
-            tooltip="Side of the training pictures in pixels; 0: the model's own.", **ADVANCED,
-        ),
-        io.Boolean.Input(
-            "crop", default=False, tooltip="Cut pictures to a square instead of stretching them to one.", **ADVANCED
-        ),
-        io.Boolean.Input(
-            "checkpointing", default=False, tooltip="Less memory, more time: recompute blocks backwards.", **ADVANCED
+        io.Float.Input(
+            "identity",
+            default=0.0,
+            min=0.0,
+            max=10.0,
+            step=0.01,
+            tooltip="Weight of the identity loss: at timesteps below 600 the estimate is decoded and its face compared "
+            "with the picture's. Needs faces, more memory and more time. 0: off.",
         ),
         io.String.Input(
             "templates",
@@ -202,21 +303,46 @@ def _train_options() -> list[io.Input]:
             tooltip="Prompts for Tandem Equilibrium, one a line, {} for the persona. Empty: the pack's own 40.",
             **ADVANCED,
         ),
-        io.Boolean.Input(
-            "resume", default=True, tooltip="Go on with a training of this name that was cut short.", **ADVANCED
+    ]
+
+
+def _picture_inputs() -> list[io.Input]:
+    return [
+        io.Int.Input(
+            "size",
+            default=0,
+            min=0,
+            max=2048,
+            step=8,
+            tooltip="Side of the training pictures in pixels; 0: the model's own.",
         ),
-        io.Float.Input(
-            "identity", optional=True, default=0.0, min=0.0, max=10.0, step=0.01,
-            tooltip="Weight of the identity loss: at timesteps below 600 the estimate is decoded and its face compared "
-            "with the picture's. Needs faces, more memory and more time. 0: off.",
-            **ADVANCED,
+        io.Boolean.Input("crop", default=False, tooltip="Cut pictures to a square instead of stretching them to one."),
+    ]
+
+
+def _run_inputs() -> list[io.Input]:
+    return [
+        io.String.Input(
+            "name", default="persona", tooltip="Name of the persona; an unfinished training resumes by it."
+        ),
+        io.Boolean.Input("resume", default=True, tooltip="Go on with a training of this name that was cut short."),
+        io.Int.Input(
+            "preview_every", default=0, min=0, max=5000, tooltip="Draw a preview every so many steps; 0: none."
+        ),
+        io.String.Input(
+            "preview_prompt", default="a photo of S*", tooltip="What previews show; S* is the persona being learnt."
+        ),
+        io.ClipVision.Input(
+            "clip_vision",
+            optional=True,
+            tooltip="CLIP vision for the residual branch (the paper: ViT-B/32). Without it pooled latents are used.",
         ),
         FaceModelsType.Input(
             "faces",
             optional=True,
             tooltip="Face Models, for the identity loss, and for an ellipse as mask where none is connected.",
         ),
-    ]  # fmt: skip
+    ]
 
 
 class PersonaApply(io.ComfyNode):
@@ -230,7 +356,7 @@ class PersonaApply(io.ComfyNode):
             category=CATEGORY,
             description="Encodes a prompt that contains personas. Use both outputs with the sampler: the conditioning "
             "carries the personas, the model speaks them at the right steps, whatever the sampler.",
-            search_aliases=["personalization", "identity", "prompt", "face"],
+            search_aliases=["personalization", "identity", "prompt", "face", "PersonaMagic"],
             inputs=[
                 io.Model.Input("model", tooltip="The base the persona was trained on, or a relative of it."),
                 io.Clip.Input("clip", tooltip="Its text encoder."),
@@ -243,16 +369,25 @@ class PersonaApply(io.ComfyNode):
                     tooltip="What to draw; every persona's placeholder exactly once. Weights such as (S*:1.2) and "
                     "long prompts work as everywhere.",
                 ),
+                io.Conditioning.Input(
+                    "positive",
+                    optional=True,
+                    tooltip="The prompt with the plain word already encoded, perhaps with areas, ControlNet or another "
+                    "text in it: the personas are put into it instead of encoding the prompt here. It is passed on "
+                    "when this node is bypassed.",
+                ),
             ],
             outputs=[
                 io.Model.Output("model_out", "model", tooltip="For the sampler."),
-                io.Conditioning.Output("positive", "positive", tooltip="The prompt with its personas."),
+                io.Conditioning.Output("positive_out", "positive", tooltip="The prompt with its personas."),
             ],
         )
 
     @classmethod
-    def execute(cls, model, clip, personas, prompt) -> io.NodeOutput:
-        return io.NodeOutput(*persona_apply.apply(model, clip, personas, prompt))
+    def execute(
+        cls, model: ModelPatcher, clip: CLIP, personas: Personas, prompt: str, positive: list | None = None
+    ) -> io.NodeOutput:
+        return io.NodeOutput(*apply(model, clip, personas, prompt, positive))
 
 
 class PersonaLoad(io.ComfyNode):
@@ -265,10 +400,10 @@ class PersonaLoad(io.ComfyNode):
             display_name="Persona Load",
             category=CATEGORY,
             description="Loads a persona from models/personas.",
-            search_aliases=["personalization", "identity"],
+            search_aliases=["personalization", "identity", "embedding", "PersonaMagic"],
             inputs=[
                 io.Combo.Input(
-                    "persona", options=persona_files.list_personas(), tooltip="A file in the models folder 'personas'."
+                    "persona", options=files.list_personas(), tooltip="A file in the models folder 'personas'."
                 ),
                 _placeholder(),
                 _further(),
@@ -277,29 +412,29 @@ class PersonaLoad(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, persona) -> bool | str:
+    def validate_inputs(cls, persona: str | None) -> bool | str:
         """Accept files saved since the page was loaded, and names that another node gives (None until it runs)."""
         if persona is None:
             return True
         try:
-            persona_files.find_persona(persona)
+            files.find_persona(persona)
         except ValueError as error:
             return str(error)
         return True
 
     @classmethod
-    def fingerprint_inputs(cls, persona, **_) -> float:
+    def fingerprint_inputs(cls, persona: str | None, **_: object) -> float:
         """Read the file again when it was replaced; a name from another node is a new input whenever it changes."""
         if persona is None:
             return 0.0
-        return persona_files.find_persona(persona).stat().st_mtime
+        return files.find_persona(persona).stat().st_mtime
 
     @classmethod
-    def execute(cls, persona, placeholder, personas=None) -> io.NodeOutput:
-        loaded = persona_files.load(persona)
+    def execute(cls, persona: str, placeholder: str, personas: Personas | None = None) -> io.NodeOutput:
+        loaded = files.load(persona)
         return io.NodeOutput(
             join(personas, NamedPersona(placeholder, loaded), "Persona Load: placeholder"),
-            persona_files.describe(loaded),
+            files.describe(loaded),
         )
 
 
@@ -313,6 +448,7 @@ class PersonaSave(io.ComfyNode):
             display_name="Persona Save",
             category=CATEGORY,
             description="Writes a persona to models/personas as one safetensors file.",
+            search_aliases=["save embedding", "export persona", "PersonaMagic"],
             is_output_node=True,
             inputs=[
                 PersonasType.Input("personas", tooltip="The last persona of the chain is saved."),
@@ -325,8 +461,8 @@ class PersonaSave(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, personas, name, overwrite) -> io.NodeOutput:
-        path = persona_files.save(personas[-1].persona, name, overwrite)
+    def execute(cls, personas: Personas, name: str, overwrite: bool) -> io.NodeOutput:
+        path = files.save(personas[-1].persona, name, overwrite)
         return io.NodeOutput(str(path), ui=ui.PreviewText(f"saved as {path.name}"))
 
 
@@ -341,6 +477,7 @@ class PersonaInfo(io.ComfyNode):
             category=CATEGORY,
             description="Lists the personas of a chain and the files in models/personas, and draws the stage of the "
             "last one.",
+            search_aliases=["list personas", "persona metadata", "PersonaMagic"],
             is_output_node=True,
             inputs=[PersonasType.Input("personas", optional=True, tooltip="A chain of personas; may be empty.")],
             outputs=[
@@ -351,12 +488,12 @@ class PersonaInfo(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, personas=None) -> io.NodeOutput:
+    def execute(cls, personas: Personas | None = None) -> io.NodeOutput:
         chain = personas or ()
-        about = "\n\n".join(f"{item.placeholder}\n{persona_files.describe(item.persona)}" for item in chain)
-        files = "\n".join(persona_files.list_personas())
-        picture = persona_learn.draw_iou(chain[-1].persona) if chain else persona_learn.draw_loss([])
-        return io.NodeOutput(about, files, picture, ui=ui.PreviewText(about or files))
+        about = "\n\n".join(f"{item.placeholder}\n{files.describe(item.persona)}" for item in chain)
+        names = "\n".join(files.list_personas())
+        picture = draw_iou(chain[-1].persona) if chain else draw_loss([])
+        return io.NodeOutput(about, names, picture, ui=ui.PreviewText(about or names))
 
 
 class PersonaImport(io.ComfyNode):
@@ -370,6 +507,7 @@ class PersonaImport(io.ComfyNode):
             category=CATEGORY,
             description="Reads mapper-steps-N.pt of the published PersonaMagic code. Nothing in the file is run; a "
             "file that asks for more than tensors is refused.",
+            search_aliases=["mapper-steps", "load mapper", "PersonaMagic checkpoint"],
             inputs=[
                 io.Clip.Input("clip", tooltip="Text encoder of the base it was trained on; gives the word's vector."),
                 io.String.Input("path", default="", tooltip="Path of mapper-steps-N.pt."),
@@ -386,10 +524,19 @@ class PersonaImport(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, clip, path, supercategory, placeholder, low, high, image=None, clip_vision=None, personas=None
+        cls,
+        clip: CLIP,
+        path: str,
+        supercategory: str,
+        placeholder: str,
+        low: int,
+        high: int,
+        image: torch.Tensor | None = None,
+        clip_vision: ClipVisionModel | None = None,
+        personas: Personas | None = None,
     ) -> io.NodeOutput:
         persona = files.import_persona(clip, path, supercategory, (low, high), image, clip_vision)
         return io.NodeOutput(join(personas, NamedPersona(placeholder, persona), "Persona Import: placeholder"))
 
 
-NODES = [PersonaTrain, PersonaApply, PersonaLoad, PersonaSave, PersonaInfo, PersonaImport]
+NODES = [PersonaTrain, PersonaTrainOptions, PersonaApply, PersonaLoad, PersonaSave, PersonaInfo, PersonaImport]

@@ -31,25 +31,52 @@ def drawn(title: str, **changes: Any) -> dict[str, Any]:
     return node("LikenessMiniatureSample", title, [320, 360], **{**PERSON, "size": side(), **changes})
 
 
-def learnt(picture: str, word: str, placeholder: str, **changes: Any) -> dict[str, Any]:
-    """A Persona Train node on a drawn picture."""
+def trained(
+    name: str, picture: str, mask: list[Any], word: str, placeholder: str, options: dict[str, Any], **inputs: Any
+) -> Prompt:
+    """Persona Train on a node's picture, with its options beside it; ``mask`` links to its mask."""
+    return {
+        f"{name}_options": node("LikenessPersonaTrainOptions", None, [340, 900], **options),
+        name: node(
+            "LikenessPersonaTrain", None, [340, 340],
+            **{**MODEL, "image": [picture, 0], "mask": mask, "supercategory": word,
+               "placeholder": placeholder, "options": [f"{name}_options", 0], **inputs},
+        ),
+    }  # fmt: skip
+
+
+def learnt(name: str, picture: str, word: str, placeholder: str, **changes: Any) -> Prompt:
+    """Persona Train on a drawn picture, with what suits the miniature."""
     from lab.persona_defaults import WORLD_TANDEM, WORLD_TEMPLATES, miniature_request
 
     request = miniature_request()
-    shared = ("steps", "batch", "tokens", "learning_rate", "low", "high", "late", "precision", "seed")
-    values = {
-        **{key: getattr(request, key) for key in shared}, "preview_every": 0, **MODEL,
-        "image": [picture, 0], "mask": [picture, FACE], "name": f"miniature {placeholder}",
-        "supercategory": word, "placeholder": placeholder, "preview_prompt": "a picture of a S*, portrait",
-        "templates": world(WORLD_TEMPLATES), "tandem_prompts": world(WORLD_TANDEM),
+    mask = changes.pop("mask", [picture, FACE])
+    inputs = {key: changes.pop(key) for key in ("personas",) if key in changes}
+    shared = ("steps", "batch", "tokens", "learning_rate", "low", "high", "late", "precision")
+    options = {
+        **{key: getattr(request, key) for key in shared}, "training_seed": request.seed, "preview_every": 0,
+        "preview_prompt": "a picture of a S*, portrait", "name": f"miniature {placeholder}",
+        "templates": world(WORLD_TEMPLATES), "tandem_prompts": world(WORLD_TANDEM), **changes,
     }  # fmt: skip
-    return node("LikenessPersonaTrain", None, [360, 620], **{**values, **changes})
+    return trained(name, picture, mask, word, placeholder, options, **inputs)
 
 
-def shot(name: str, prompt: str, personas: str, title: str, seed: int, sampling: dict, **changes: Any) -> Prompt:
-    """Apply, sample, decode and save one picture."""
+def shot(
+    name: str, prompt: str, personas: str, title: str, seed: int, sampling: dict, plain: str = "", **changes: Any
+) -> Prompt:
+    """Apply, sample, decode and save one picture.
+
+    Args:
+        plain: the prompt with the plain word, encoded apart; it is what the sampler gets when Apply is bypassed.
+    """
     latent = changes.pop("latent_image", None)
+    graph = {}
+    if plain:
+        title_plain = "The prompt with the plain word"
+        graph[f"{name}_plain"] = node("CLIPTextEncode", title_plain, [400, 120], clip=["checkpoint", 1], text=plain)
+        changes["positive"] = [f"{name}_plain", 0]
     return {
+        **graph,
         f"{name}_apply": node(
             "LikenessPersonaApply", None, [400, 200],
             **{"model": ["checkpoint", 0], "clip": ["checkpoint", 1], **changes}, personas=[personas, 0], prompt=prompt,
@@ -90,18 +117,19 @@ def miniature_train() -> Prompt:
         ("watercolor", "a watercolor of a S* wearing a white shirt, portrait, in a meadow", "Another style"),
     )
     graph = {**frame(side(), node("LikenessMiniatureLoader")), "picture": drawn("The person")}
-    graph["train"] = learnt("picture", "person", "S*")
+    graph |= learnt("train", "picture", "person", "S*")
     graph["loss"] = node("PreviewImage", "Loss", [320, 240], images=["train", 1])
     graph["store"] = node("LikenessPersonaSave", personas=["train", 0], name="miniature_person", overwrite=True)
     for i, (name, prompt, title) in enumerate(scenes):
-        graph |= shot(name, prompt, "train", title, i + 1, SAMPLING)
+        plain = prompt.replace("S*", "person") if i == 0 else ""
+        graph |= shot(name, prompt, "train", title, i + 1, SAMPLING, plain)
     return graph
 
 
 def miniature_local() -> Prompt:
     """Paint the person into one region of a given picture; and together with MagicFace on the same model."""
     graph = {**frame(side(), node("LikenessMiniatureLoader")), "picture": drawn("The person")}
-    graph["train"] = learnt("picture", "person", "S*")
+    graph |= learnt("train", "picture", "person", "S*")
     graph["background"] = drawn("The picture to paint in", identity=3, scene="beach", garment_colour="yellow", layout=2)
     graph["encode"] = node("VAEEncode", pixels=["background", 0], vae=["checkpoint", 2])
     graph["region"] = node("SetLatentNoiseMask", samples=["encode", 0], mask=["background", FACE])
@@ -121,11 +149,12 @@ def miniature_style() -> Prompt:
     """A person and a manner of drawing, learnt apart, in one prompt."""
     graph = {**frame(side(), node("LikenessMiniatureLoader")), "picture": drawn("The person")}
     graph["manner"] = drawn("The manner", identity=5, style="sketch", scene="city")
-    graph["train"] = learnt("picture", "person", "S1*")
-    graph["train_style"] = learnt("manner", "sketch", "S2*", style=True, personas=["train", 0])
-    graph["train_style"]["inputs"]["templates"] = "a {} of a person, portrait\na {} of a person\na {}"
+    graph |= learnt("train", "picture", "person", "S1*")
     graph["everything"] = node("SolidMask", value=1.0, width=side(), height=side())
-    graph["train_style"]["inputs"]["mask"] = ["everything", 0]
+    graph |= learnt(
+        "train_style", "manner", "sketch", "S2*", style=True, personas=["train", 0], mask=["everything", 0],
+        templates="a {} of a person, portrait\na {} of a person\na {}",
+    )  # fmt: skip
     prompt = "a S2* of a S1* wearing a suit, portrait, in a room"
     return graph | shot("style", prompt, "train_style", "The person in that manner", 1, SAMPLING)
 
@@ -133,7 +162,7 @@ def miniature_style() -> Prompt:
 def miniature_expression() -> Prompt:
     """A learnt person in three expressions; only the word differs, weighted since the miniature hears it faintly."""
     graph = {**frame(side(), node("LikenessMiniatureLoader")), "picture": drawn("The person")}
-    graph["train"] = learnt("picture", "person", "S*")
+    graph |= learnt("train", "picture", "person", "S*")
     for expression in ("smiling", "sad", "surprised"):
         prompt = f"a picture of a S* wearing a blue shirt, ({expression}:1.6), portrait, in a studio"
         graph |= shot(expression, prompt, "train", expression.capitalize(), 1, SAMPLING)
@@ -163,7 +192,7 @@ def with_magicface(
         **MODEL, references=[references, 0], prompt=plain, alpha=0.4,
     )  # fmt: skip
     graph = {"magicface": magicface}
-    graph |= shot("both", spoken, personas, "Both", seed, sampling, model=["magicface", 0])
+    graph |= shot("both", spoken, personas, "Both", seed, sampling, model=["magicface", 0], positive=["magicface", 1])
     graph |= shot("persona", spoken, personas, "The persona alone", seed, sampling)
     return graph | painted("magicface", "magicface", "MagicFace alone", seed, sampling)
 
@@ -171,7 +200,7 @@ def with_magicface(
 def miniature_magicface() -> Prompt:
     """A persona in the words, MagicFace in the self-attention, which brings a scarf as well."""
     graph = {**frame(side(), node("LikenessMiniatureLoader")), "picture": drawn("The person")}
-    graph["train"] = learnt("picture", "person", "S*")
+    graph |= learnt("train", "picture", "person", "S*")
     graph["scarf"] = drawn("The scarf", **SCARF.drawn)
     graph["reference"] = reference("picture", "person", MASK_OUTPUTS["person"], ["picture", CAPTION])
     graph["reference_scarf"] = reference(
@@ -191,16 +220,6 @@ def photo(title: str) -> dict[str, Any]:
     return node("LoadImage", f"{title} (paint its mask)", [320, 340], image="example.png")
 
 
-def sd_learnt(picture: str, **changes: Any) -> dict[str, Any]:
-    """Persona Train with the paper's settings."""
-    values = {
-        **MODEL, "image": [picture, 0], "mask": [picture, 1], "name": "my person", "supercategory": "face",
-        "placeholder": "S*", "steps": 1000, "batch": 2, "learning_rate": 0.0001, "seed": 0, "precision": "bf16",
-        "preview_every": 250, "preview_prompt": "a photo of S*",
-    }  # fmt: skip
-    return node("LikenessPersonaTrain", None, [360, 620], **{**values, **changes})
-
-
 def loaded(title: str, placeholder: str, **changes: Any) -> dict[str, Any]:
     """Persona Load."""
     return node("LikenessPersonaLoad", title, None, persona="my_person.safetensors", placeholder=placeholder, **changes)
@@ -208,10 +227,13 @@ def loaded(title: str, placeholder: str, **changes: Any) -> dict[str, Any]:
 
 def sd_train() -> Prompt:
     """Learn a person from one photo, keep it, and draw it."""
-    graph = {**frame(512, checkpoint()), "picture": photo("Your photo"), "train": sd_learnt("picture")}
+    options = {"name": "my person", "precision": "bf16", "preview_every": 250}
+    graph = {**frame(512, checkpoint()), "picture": photo("Your photo")}
+    graph |= trained("train", "picture", ["picture", 1], "face", "S*", options)
     graph["loss"] = node("PreviewImage", "Loss", [320, 240], images=["train", 1])
     graph["store"] = node("LikenessPersonaSave", personas=["train", 0], name="my_person", overwrite=False)
-    return graph | shot("snow", "a photo of S* in the snow", "train", "New scene", 1, SD_SAMPLING)
+    prompt = "a photo of S* in the snow"
+    return graph | shot("snow", prompt, "train", "New scene", 1, SD_SAMPLING, prompt.replace("S*", "face"))
 
 
 def sd_play() -> Prompt:

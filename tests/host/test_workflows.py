@@ -27,7 +27,7 @@ def load(file: Path) -> dict[str, Any]:
 def shortened(prompt: dict[str, Any]) -> dict[str, Any]:
     """The same prompt with a tenth of the training steps: here it is about running, not about likeness."""
     for entry in prompt.values():
-        if entry["class_type"] == "LikenessPersonaTrain":
+        if entry["class_type"] == "LikenessPersonaTrainOptions":
             entry["inputs"]["steps"] = max(entry["inputs"]["steps"] // 10, 2)
     return prompt
 
@@ -66,6 +66,18 @@ def test_a_bypassed_apply_leaves_the_prompt_and_the_plain_model(server: Server, 
     first, second = ({k: entry["inputs"][k] for k in ("model", "positive")} for entry in samplers)
     assert first == second
     assert server.pictures(server.run_prompt(prompt))
+
+
+def test_a_bypassed_persona_apply_leaves_the_prompt_and_the_plain_model(object_info: dict[str, Any]) -> None:
+    graph = load(ROOT / "workflows" / "miniature_persona_train.json")
+    applied = [node for node in graph["nodes"] if node["type"] == "LikenessPersonaApply"]
+    bypassed = next(node for node in applied if any(i["name"] == "positive" and i["link"] for i in node["inputs"]))
+    (sampler,) = (link[3] for link in graph["links"] if link[1] == bypassed["id"] and link[2] == 1)
+    bypassed["mode"] = BYPASSED
+    prompt = to_api(graph, object_info)
+    given = prompt[str(sampler)]["inputs"]
+    sources = {name: prompt[given[name][0]]["class_type"] for name in ("model", "positive")}
+    assert sources == {"model": "LikenessMiniatureLoader", "positive": "CLIPTextEncode"}
 
 
 @pytest.mark.parametrize("file", [f for f in FILES if f not in MINIATURE], ids=lambda file: file.stem)

@@ -33,7 +33,7 @@ from likeness.hosts.comfy.persona.text import (
 from likeness.hosts.comfy.wrappers import install
 from likeness.hosts.diffusers.persona import clip_text, persona_contexts
 from likeness.hosts.diffusers.pipeline import Pipeline
-from nodes import ConditioningAverage, ConditioningConcat
+from nodes import ConditioningAverage, ConditioningConcat, ConditioningSetTimestepRange
 
 SIZE = (8, 8)
 PROMPT = "a photo of S* in the snow"
@@ -286,6 +286,19 @@ def test_encoding_leaves_the_clip_as_it_was(parts):
 
 
 # --- conditionings that other nodes have worked on
+
+
+def test_a_prompt_that_is_already_encoded_gets_the_personas(parts):
+    """With the plain word it is what Apply would have encoded; what was set before stays."""
+    _, positive = apply(parts.model, parts.clip, named(make_persona()), PROMPT)
+    plain = encoded(parts, PROMPT.replace("S*", "face"))
+    ranged = ConditioningSetTimestepRange().set_range(plain, 0.1, 1.0)[0]
+    for given in (plain, ranged):
+        _, carrying = apply(parts.model, parts.clip, named(make_persona()), PROMPT, given)
+        assert [extra.get("start_percent") for _, extra in carrying] == [e.get("start_percent") for _, e in given]
+        assert all(PLAN_KEY not in extra for _, extra in given), "what came in is left as it was"
+        for ours, theirs in zip(spoken_at(parts, carrying), spoken_at(parts, positive), strict=True):
+            assert torch.equal(ours, theirs)
 
 
 def spoken_at(parts, positive, timestep=600):

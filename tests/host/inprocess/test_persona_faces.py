@@ -10,7 +10,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 from likeness_pack.nodes.face_nodes import FaceModels as FaceModelsNode
-from likeness_pack.nodes.persona_nodes import PersonaTrain
 from support.comfy import tiny
 
 from lab.people import draw_person
@@ -191,9 +190,3 @@ def test_weights_are_looked_for_where_the_user_keeps_them(folder, monkeypatch):
     (other / facenet.WEIGHTS).touch()
     monkeypatch.setitem(folder_paths.folder_names_and_paths, "facenet", ([str(other)], set()))
     assert faces.facenet_weights() == other / facenet.WEIGHTS
-
-
-def test_widget_stands_last_and_is_off():
-    """Saved graphs hold widget values by position."""
-    inputs = PersonaTrain.define_schema().inputs
-    assert [i.id for i in inputs][-2:] == ["identity", "faces"] and inputs[-2].default == 0

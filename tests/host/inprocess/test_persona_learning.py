@@ -195,10 +195,13 @@ def widgets(node, **changes) -> dict:
 
 
 def test_nodes_train_save_load_apply(parts):
-    values = widgets(persona_nodes.PersonaTrain, steps=2, size=SIDE, supercategory="man", preview_every=1)
+    values = widgets(persona_nodes.PersonaTrainOptions, steps=2, size=SIDE, preview_every=1)
     image, mask = picture().movedim(1, -1), box()[0]
     with torch.inference_mode():
-        out = persona_nodes.PersonaTrain.execute(parts.model, parts.clip, parts.vae, image, mask=mask, **values)
+        options = persona_nodes.PersonaTrainOptions.execute(**values).args[0]
+        out = persona_nodes.PersonaTrain.execute(
+            parts.model, parts.clip, parts.vae, image, "man", "S*", mask, options=options
+        )
         chain = out.args[0]
         saved = persona_nodes.PersonaSave.execute(chain, "ada", False)
         again = persona_nodes.PersonaSave.execute(chain, "ada", False)
@@ -220,6 +223,16 @@ def test_bad_file_names(parts, name):
     persona = learnt(parts, request(steps=1)).persona
     with pytest.raises(LikenessError, match="name"):
         persona_files.save(persona, name, False)
+
+
+def test_options_at_their_defaults_are_those_of_none():
+    options = persona_nodes.PersonaTrainOptions.execute(**widgets(persona_nodes.PersonaTrainOptions)).args[0]
+    assert options == TrainOptions()
+
+
+def test_nodes_show_at_most_nine_inputs():
+    shown = {n.__name__: len(n.define_schema().inputs) for n in persona_nodes.NODES}
+    assert max(count for name, count in shown.items() if name != "PersonaTrainOptions") <= 9
 
 
 def test_empty_folder_lists_an_entry():

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from ....core.errors import bad_input
 from ....core.persona.text import check_placeholders
 from ..wrappers import install
@@ -12,11 +14,15 @@ from .session import NODE, PersonaSystem
 from .text import Personas, plain_text, text_widths
 
 
-def apply(model: Any, clip: Any, personas: Personas, prompt: str) -> tuple[Any, list]:
+def apply(model: Any, clip: Any, personas: Personas, prompt: str, positive: list | None = None) -> tuple[Any, list]:
     """MODEL and CONDITIONING for a prompt with the personas' placeholders.
 
     The conditioning is that of the prompt with the plain words; each of its entries carries a plan. One system on the
     model serves any number of them.
+
+    Args:
+        positive: that conditioning as somebody else has made it; None encodes it here. Where its text is another one,
+            see :class:`~.session.Voice` for what becomes of it.
 
     Raises:
         LikenessError: a placeholder is missing or doubled, or a persona belongs to another base.
@@ -28,7 +34,14 @@ def apply(model: Any, clip: Any, personas: Personas, prompt: str) -> tuple[Any, 
     for item in personas:
         item.persona.check_base(widths, f"{NODE}: clip")
     conditioning = clip.encode_from_tokens_scheduled(clip.tokenize(plain_text(prompt, personas)))
+    plans = [PersonaPlan(clip, prompt, personas, context) for context, _ in conditioning]
     carried = [
-        [context, {**extra, PLAN_KEY: PersonaPlan(clip, prompt, personas, context)}] for context, extra in conditioning
+        [text, {**extra, PLAN_KEY: _own_plan(text, plans)}]
+        for text, extra in (conditioning if positive is None else positive)
     ]
     return install(model, PersonaSystem()), carried
+
+
+def _own_plan(text: torch.Tensor, plans: list[PersonaPlan]) -> PersonaPlan:
+    """The plan of a text ``1 L C``: a CLIP whose hooks follow a schedule encodes a prompt once for each range."""
+    return next((plan for plan in plans if torch.equal(plan.early, text)), plans[0])

@@ -33,7 +33,7 @@ log = logging.getLogger("likeness")
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """What most users of Persona Train leave alone; these defaults hold where nothing else is said.
+    """What Persona Train Options hands to Persona Train; these defaults hold where none is connected.
 
     Attributes:
         request: the training; its supercategory is the one that Persona Train shows itself.
@@ -131,7 +131,7 @@ def prompt_lines(text: str, name: str) -> tuple[str, ...]:
     for line in lines:
         if line.count("{}") != 1:
             raise bad_input(
-                f"{NODE}: {name}", repr(line), "{} exactly once in every line", "It is the persona's place."
+                f"{NODE} Options: {name}", repr(line), "{} exactly once in every line", "It is the persona's place."
             )
     return lines
 
