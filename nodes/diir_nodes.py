@@ -22,8 +22,8 @@ from ..likeness.hosts.comfy.magicface.references import References
 from ..likeness.hosts.comfy.magicid.identities import Identities
 from ..likeness.hosts.comfy.persona.text import Personas
 from .face_nodes import FacesType
+from .identity_nodes import IdentitiesType
 from .magicface_nodes import ReferencesType
-from .magicid_nodes import IdentitiesType
 from .persona_nodes import PersonasType
 
 CATEGORY = "Likeness/DIIR"

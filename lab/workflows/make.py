@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from lab.workflows import diir_workflows, magicface_workflows, persona_workflows
+from lab.workflows import diir_workflows, magicface_workflows, magicid_workflows, persona_workflows
 from lab.workflows.discovery import ROOT, hosts, why_none
 from lab.workflows.layout import node, to_ui
 from lab.workflows.server import Server
@@ -61,8 +61,9 @@ def main(names: list[str]) -> None:
     with tempfile.TemporaryDirectory() as folder, Server(hosts()[0], Path(folder)) as server:
         info = server.get("/object_info")
     workflows = {
-        **WORKFLOWS, **magicface_workflows.WORKFLOWS, **persona_workflows.WORKFLOWS, **diir_workflows.WORKFLOWS
-    }
+        **WORKFLOWS, **magicface_workflows.WORKFLOWS, **persona_workflows.WORKFLOWS, **diir_workflows.WORKFLOWS,
+        **magicid_workflows.WORKFLOWS,
+    }  # fmt: skip
     for name in names or workflows:
         make, notes = workflows[name]
         text = json.dumps(to_ui(make(), info, notes), indent=2, ensure_ascii=False)

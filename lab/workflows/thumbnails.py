@@ -30,6 +30,10 @@ USERS_FILES = {
     "models/checkpoints": ("v1-5-pruned-emaonly-fp16.safetensors", "sd_xl_base_1.0.safetensors"),
     "models/upscale_models": ("RealESRGAN_x2plus.pth",),
     "models/loras": ("my_lora.safetensors",),
+    "models/ipadapter": ("ip-adapter-faceid-plusv2_sd15.bin",),
+    "models/instantid": ("ip-adapter.bin",),
+    "models/controlnet": ("instantid.safetensors",),
+    "models/clip_vision": ("CLIP-ViT-H-14-laion2B-s32B-b79K.safetensors",),
     "models/personas": ("my_person.safetensors",),
 }
 #: no first-start screens, and text at every zoom

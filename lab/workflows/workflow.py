@@ -54,7 +54,9 @@ class _Graph:
             return None
         if node["type"] != "Reroute" and node.get("mode", 0) != BYPASSED:
             return [str(node_id), slot]
-        through = [i["link"] for i in node.get("inputs", []) if i.get("link") is not None]
+        inputs = node.get("inputs", [])
+        same_place = inputs[slot : slot + 1]  # the front end first looks at the input of the output's own number
+        through = [i["link"] for i in [*same_place, *inputs] if i.get("link") is not None]
         through = [link for link in through if node["type"] == "Reroute" or self.links[link][2] == kind]
         return self.source(through[0]) if through else None
 

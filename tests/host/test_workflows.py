@@ -80,6 +80,16 @@ def test_a_bypassed_persona_apply_leaves_the_prompt_and_the_plain_model(object_i
     assert sources == {"model": "LikenessMiniatureLoader", "positive": "CLIPTextEncode"}
 
 
+def test_a_bypassed_magicid_hands_on_each_of_its_three(object_info: dict[str, Any]) -> None:
+    graph = load(ROOT / "workflows" / "magicid_sdxl_instantid.json")
+    next(node for node in graph["nodes"] if node["type"] == "LikenessMagicIdApply")["mode"] = BYPASSED
+    prompt = to_api(graph, object_info)
+    (sampler,) = (entry["inputs"] for entry in prompt.values() if entry["class_type"] == "KSampler")
+    texts = [prompt[sampler[name][0]]["inputs"]["text"] for name in ("positive", "negative")]
+    assert "blue suit" in texts[0] and "low quality" in texts[1]
+    assert prompt[sampler["model"][0]]["class_type"] == "CheckpointLoaderSimple"
+
+
 @pytest.mark.parametrize("file", [f for f in FILES if f not in MINIATURE], ids=lambda file: file.stem)
 def test_workflow_lacks_nothing_but_the_users_files(server: Server, object_info: dict[str, Any], file: Path) -> None:
     """The server finds no fault with it except models and pictures that only the user has."""

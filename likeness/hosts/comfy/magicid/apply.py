@@ -33,14 +33,15 @@ class How:
         strength: factor on all people. overlap: see :class:`RegionMasks`.
         lora: strength of the LoRA inside FaceID files, which acts on the whole picture.
         middle: False leaves out the middle block, as some other packs do.
-        control: strength of the ControlNet.
+        control: strength of the ControlNet. span: shares of the steps between which it acts.
     """
 
     strength: float = 1.0
     overlap: str = "add"
-    lora: float = 0.0
+    lora: float = 1.0
     middle: bool = True
-    control: float = 1.0
+    control: float = 0.8
+    span: tuple[float, float] = (0.0, 1.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,7 +89,7 @@ def apply(
     def put(conditioning: list | None) -> list | None:
         if conditioning is None:
             return None
-        return with_control(conditioning, control, hint, how.control, (0.0, 1.0), made)
+        return with_control(conditioning, control, hint, how.control, how.span, made)
 
     return Applied(patched, put(positive), put(negative))
 

@@ -43,23 +43,33 @@ def list_weights() -> list[str]:
     return list(dict.fromkeys([*found, *shipped])) or [NONE]
 
 
+def find(name: str) -> Path:
+    """Path of a file that :func:`list_weights` names.
+
+    Raises:
+        LikenessError: it is not there; the message says what to get and where to put it.
+    """
+    shipped = SHIPPED / Path(MINIATURE).name
+    if name == MINIATURE and shipped.is_file():
+        return shipped
+    folder, _, file = name.partition("/")
+    for known, root in _roots():
+        if known == folder and (root / file).resolve().is_relative_to(root.resolve()) and (root / file).is_file():
+            return root / file
+    raise bad_input(
+        "Load Identity Weights: file", repr(name), "a file in models/ipadapter, models/instantid or models/magicid",
+        "Put one there, for SD1.5 for example ip-adapter-faceid-plusv2_sd15.bin of h94/IP-Adapter-FaceID on Hugging "
+        "Face (for non-commercial research), and reload the page.",
+    )  # fmt: skip
+
+
 def load(name: str, form: str = AUTO) -> LoadedWeights:
     """Read a file that :func:`list_weights` names.
 
     Raises:
         LikenessError: it is not there, or none that this pack knows.
     """
-    if name == MINIATURE:
-        return LoadedWeights.of(load_identity_weights(SHIPPED / Path(MINIATURE).name, form))
-    folder, _, file = name.partition("/")
-    for known, root in _roots():
-        if known == folder and (root / file).resolve().is_relative_to(root.resolve()) and (root / file).is_file():
-            return LoadedWeights.of(load_identity_weights(root / file, form))
-    raise bad_input(
-        "Load Identity Weights: file", repr(name), "a file in models/ipadapter, models/instantid or models/magicid",
-        "Put one there, for SD1.5 for example ip-adapter-faceid-plusv2_sd15.bin of h94/IP-Adapter-FaceID on Hugging "
-        "Face (for non-commercial research), and reload the page.",
-    )  # fmt: skip
+    return LoadedWeights.of(load_identity_weights(find(name), form))
 
 
 def _identity_folder() -> Path:

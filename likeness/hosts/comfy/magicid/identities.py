@@ -18,6 +18,7 @@ from ....faces.find import find_faces
 from ....faces.interface import Face, FaceEmbedder, FaceModels, face_crop, largest_face
 from ....formats.identity import FORMS, INSTANTID, MAGICID, PORTRAIT_UNNORM, IdentityWeights
 from .. import images
+from ..faces import models as face_models
 
 NODE = "MagicID Identity"
 COMBINE = MEAN, ALL = ("mean", "all tokens")
@@ -51,10 +52,17 @@ class Identity:
 
 @dataclass(frozen=True, eq=False)
 class LoadedWeights:
-    """The value LIKENESS_IDENTITY_WEIGHTS: weights that are loaded, and the digest of their encoder."""
+    """The value LIKENESS_IDENTITY_WEIGHTS: weights that are loaded, and what they look at faces by.
+
+    Attributes:
+        key: digest of their encoder.
+        face_models: None: the best that is installed. clip_vision: the host's, for forms that look at the picture.
+    """
 
     weights: IdentityWeights
     key: str
+    face_models: FaceModels | None = None
+    clip_vision: Any = None
 
     @classmethod
     def of(cls, weights: IdentityWeights) -> LoadedWeights:
@@ -91,14 +99,11 @@ def chained(loaded: LoadedWeights, before: Identities | None, node: str) -> Iden
     return before
 
 
-def identity_from(
-    loaded: LoadedWeights, image: Tensor, name: str, models: FaceModels, clip_vision: Any = None, combine: str = MEAN
-) -> tuple[Identity, str]:
+def identity_from(loaded: LoadedWeights, image: Tensor, name: str, combine: str = MEAN) -> tuple[Identity, str]:
     """Encode one person from photos.
 
     Args:
         image: IMAGE, one photo or several of the same person; in each the largest face counts.
-        clip_vision: the host's; needed by forms that look at the picture.
         combine: :data:`MEAN` of the photos' tokens, or :data:`ALL` of them.
 
     Returns:
@@ -108,27 +113,35 @@ def identity_from(
         LikenessError: no photo shows a face, or the weights need what is not connected.
     """
     shape = loaded.weights.encoder.shape
-    if shape.picture_width and clip_vision is None:
+    if shape.picture_width and loaded.clip_vision is None:
         raise bad_input(
-            f"{NODE}: clip_vision", "nothing", f"CLIP-Vision, which {loaded.weights.form} looks at the face with",
+            "Load Identity Weights: clip_vision", "nothing",
+            f"CLIP-Vision, which {loaded.weights.form} looks at the face with",
             "Connect Load CLIP Vision with CLIP-ViT-H-14-laion2B-s32B-b79K.",
         )  # fmt: skip
-    photos = images.to_torch(image).float().cpu()
-    found = [largest_face(faces) for faces in find_faces(photos, models).pictures]
-    seen = [(photo, face) for photo, face in zip(photos, found, strict=True) if face is not None]
+    models = loaded.face_models or face_models.load(face_models.AUTO)
+    seen, note = _seen(images.to_torch(image).float().cpu(), models)
+    embedder = models.make_embedder() if shape.vector_width else None
+    vectors = None if embedder is None else _vectors(loaded.weights, embedder, seen)
+    pictures, blank = _pictures(loaded.weights, loaded.clip_vision, seen) if shape.picture_width else (None, None)
+    tokens, nobody = encode(loaded.weights, FaceFeatures(vectors, pictures), blank)
+    joined = tokens.mean(dim=0) if combine == MEAN else tokens.flatten(0, 1)
+    known = {} if embedder is None else {"vector": _mean(embedder, vectors), "embedder": embedder.name}
+    return Identity(name, joined, nobody[0], loaded.key, **known), f"{name}: {note}, {len(joined)} tokens"
+
+
+def _seen(photos: Tensor, models: FaceModels) -> tuple[list[tuple[Tensor, Face]], str]:
+    """Each photo that shows a face, with its largest one; and in words what was seen."""
+    found = find_faces(photos, models).pictures
+    seen = [(photo, face) for photo, faces in zip(photos, found, strict=True) if (face := largest_face(faces))]
     if not seen:
         raise bad_input(
             f"{NODE}: image", f"{len(photos)} photos in which no face is seen", "a photo that shows the face",
             "Use a clearer or closer photo, or another provider in Face Models.",
         )  # fmt: skip
-    embedder = models.make_embedder() if shape.vector_width else None
-    vectors = None if embedder is None else _vectors(loaded.weights, embedder, seen)
-    pictures, blank = _pictures(loaded.weights, clip_vision, seen) if shape.picture_width else (None, None)
-    tokens, nobody = encode(loaded.weights, FaceFeatures(vectors, pictures), blank)
-    joined = tokens.mean(dim=0) if combine == MEAN else tokens.flatten(0, 1)
-    note = f"{name}: a face in {len(seen)} of {len(photos)} photos, {len(joined)} tokens"
-    known = {} if embedder is None else {"vector": _mean(embedder, vectors), "embedder": embedder.name}
-    return Identity(name, joined, nobody[0], loaded.key, **known), note
+    several = sum(len(faces) > 1 for faces in found)
+    more = f" (the largest of several in {several})" if several else ""
+    return seen, f"a face in {len(seen)} of {len(photos)} photos{more}"
 
 
 @torch.no_grad()
@@ -167,7 +180,8 @@ def _check_embedder(weights: IdentityWeights, embedder: FaceEmbedder) -> None:
         return
     wanted = weights.embedder if weights.form == MAGICID else f"insightface {form.pack}"
     raise bad_input(
-        f"{NODE}: face_models", f"vectors by {embedder.name}", f"those of {wanted}, as {weights.name} needs",
+        "Load Identity Weights: face_models", f"vectors by {embedder.name}",
+        f"those of {wanted}, as {weights.name} needs",
         "Choose it in Face Models and connect that node.",
     )  # fmt: skip
 
@@ -181,7 +195,8 @@ def _pictures(weights: IdentityWeights, clip_vision: Any, seen: Sequence[tuple[T
     hidden = out["penultimate_hidden_states"].float().cpu()
     if hidden.shape[-1] != weights.encoder.shape.picture_width:
         raise bad_input(
-            f"{NODE}: clip_vision", f"tokens of width {hidden.shape[-1]}", str(weights.encoder.shape.picture_width),
+            "Load Identity Weights: clip_vision", f"tokens of width {hidden.shape[-1]}",
+            str(weights.encoder.shape.picture_width),
             "Connect CLIP-ViT-H-14-laion2B-s32B-b79K.",
         )  # fmt: skip
     return hidden[:-1], hidden[-1:]

@@ -1,0 +1,228 @@
+"""The MagicID examples of ``workflows/``: on SD1.5 and SDXL with public weights, and on the miniature with ours."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from lab.workflows.diir_workflows import drawn, repaired
+from lab.workflows.layout import node
+from lab.workflows.magicface_workflows import PERSON, Prompt
+from likeness.miniature.models import WEIGHTS
+
+NAME = "likeness/magicid"
+NEGATIVE = "blurry, low quality, deformed"
+SD15, SDXL = "v1-5-pruned-emaonly-fp16.safetensors", "sd_xl_base_1.0.safetensors"
+PLUS_V2, INSTANTID = "ipadapter/ip-adapter-faceid-plusv2_sd15.bin", "instantid/ip-adapter.bin"
+
+
+def encoder(file: str, pack: str, looks: bool) -> Prompt:
+    """Identity weights and the face models they need; CLIP-Vision where they look at the picture."""
+    nodes, more = {"face_models": node("LikenessFaceModels", provider="insightface", pack=pack)}, {}
+    if looks:
+        nodes["vision"] = node("CLIPVisionLoader", clip_name="CLIP-ViT-H-14-laion2B-s32B-b79K.safetensors")
+        more = {"clip_vision": ["vision", 0]}
+    nodes["weights"] = node("LikenessLoadIdentityWeights", file=file, face_models=["face_models", 0], **more)
+    return nodes
+
+
+def person(n: int, name: str, image: list[Any], strength: float) -> Prompt:
+    """One person of a chain, the n-th from 0."""
+    before = {"identities": [f"identity{n - 1}", 0]} if n else {}
+    return {
+        f"identity{n}": node(
+            "LikenessMagicIdIdentity", None, [320, 260],
+            weights=["weights", 0], image=image, name=name, strength=strength, **before,
+        )
+    }  # fmt: skip
+
+
+def photographed(names: tuple[str, ...], strength: float) -> Prompt:
+    """People from the user's photos."""
+    nodes: Prompt = {}
+    for n, name in enumerate(names):
+        nodes[f"photo{n}"] = node("LoadImage", f"Photo of {name}", [320, 340], image="example.png")
+        nodes |= person(n, name, [f"photo{n}", 0], strength)
+    return nodes
+
+
+def applied(graph: Prompt, last: int, **more: Any) -> Prompt:
+    """The sampler of a graph given the model and the conditioning by MagicID Apply."""
+    graph["apply"] = node(
+        "LikenessMagicIdApply", None, [340, 320], model=["checkpoint", 0], positive=["positive", 0],
+        negative=["negative", 0], strength=1.0, identities=[f"identity{last}", 0], **more,
+    )  # fmt: skip
+    graph["sampler"]["inputs"] |= {"model": ["apply", 0], "positive": ["apply", 1], "negative": ["apply", 2]}
+    return graph
+
+
+def saved() -> Prompt:
+    """What was drawn."""
+    return {"save": node("SaveImage", "With the people", [340, 380], images=["decode", 0], filename_prefix=NAME)}
+
+
+def on_draft(graph: Prompt, last: int) -> Prompt:
+    """A draft without the people, whose faces are their places; then the same seed with them."""
+    draft = {key: graph[key] for key in ("positive", "negative", "latent")}
+    draft["draft"] = {**graph["sampler"], "inputs": dict(graph["sampler"]["inputs"])}
+    return {
+        **draft,
+        "draft_decode": node("VAEDecode", "Draft", samples=["draft", 0], vae=["checkpoint", 2]),
+        "faces": node("LikenessDetectFaces", None, [320, 380], image=["draft_decode", 0]),
+        "regions": node(
+            "LikenessMagicIdRegions", None, [320, 240],
+            where=["faces", 0], image=["draft_decode", 0], identities=[f"identity{last}", 0], order="", grow=1.3,
+        ),
+        "who": node("PreviewImage", "Who goes where", [320, 340], images=["regions", 1]),
+        **applied(graph, last, regions=["regions", 0]),
+    }  # fmt: skip
+
+
+def faceid_one() -> Prompt:
+    """One person by FaceID-PlusV2."""
+    graph = drawn("a photo of a woman in a red coat, portrait, in the snow", (512, 512), 1, 30, 7.0, NEGATIVE)
+    return {
+        "checkpoint": node("CheckpointLoaderSimple", ckpt_name=SD15),
+        **encoder(PLUS_V2, "buffalo_l", looks=True),
+        **photographed(("Ann",), 1.0),
+        **applied(graph, 0),
+        **saved(),
+    }
+
+
+def faceid_two() -> Prompt:
+    """Two people on a draft's faces, then small faces repaired."""
+    prompt = "a photo of a woman and a man walking in a park, full body"
+    return {
+        "checkpoint": node("CheckpointLoaderSimple", ckpt_name=SD15),
+        **encoder(PLUS_V2, "buffalo_l", looks=True),
+        **photographed(("Ann", "Bob"), 1.0),
+        **on_draft(drawn(prompt, (768, 512), 1, 30, 7.0, NEGATIVE), 1),
+        **repaired(["decode", 0], "a photo of {person}, portrait", identities=["identity1", 0]),
+    }
+
+
+def instantid() -> Prompt:
+    """One person by InstantID, posed as another picture."""
+    prompt = "a photo of a man in a blue suit, portrait, in an office"
+    posed = {"control_net": ["control", 0], "pose": ["landmarks", 0]}
+    return {
+        "checkpoint": node("CheckpointLoaderSimple", ckpt_name=SDXL),
+        **encoder(INSTANTID, "antelopev2", looks=False),
+        **photographed(("Bob",), 0.8),
+        "posing": node("LoadImage", "Picture with the pose", [320, 340], image="example.png"),
+        "faces": node("LikenessDetectFaces", None, [320, 380], image=["posing", 0]),
+        "landmarks": node("LikenessDrawLandmarks", landmarks=["faces", 0], style="InstantID"),
+        "control": node("ControlNetLoader", "InstantID's ControlNet", control_net_name="instantid.safetensors"),
+        **applied(drawn(prompt, (1024, 1024), 1, 30, 5.0, NEGATIVE), 0, **posed),
+        **saved(),
+    }
+
+
+# -- on the miniature --------------------------------------------------------------------------------------------------
+
+
+def miniature(
+    identities: tuple[int, ...], prompt: str, seed: int, face: str = "", draft: bool = True
+) -> Callable[[], Prompt]:
+    """Drawn people by our own weights.
+
+    Args:
+        identities: numbers of held-out people. face: prompt of DIIR behind it, or empty.
+        draft: whether the draft's faces are their places; without it they act everywhere.
+    """
+
+    def make() -> Prompt:
+        from likeness.miniature.models import picture_size
+
+        side, last = picture_size(), len(identities) - 1
+        graph = drawn(prompt, (side, side), seed, 20, 5.0, "")
+        people: Prompt = {
+            "face_models": node("LikenessFaceModels", provider="miniature (drawn people)"),
+            "weights": node(
+                "LikenessLoadIdentityWeights", file="miniature/magicid.safetensors", face_models=["face_models", 0]
+            ),
+        }
+        for n, identity in enumerate(identities):
+            people[f"photo{n}"] = node(
+                "LikenessMiniatureSample", f"Person {n + 1}", [320, 360], **{**PERSON, "identity": identity}
+            )
+            people |= person(n, f"person {n + 1}", [f"photo{n}", 0], 1.0)
+        placed = on_draft(graph, last) if draft else applied(graph, last)
+        if draft:
+            placed["faces"]["inputs"] |= {"face_models": ["face_models", 0]}
+        end = repaired(["decode", 0], face, identities=[f"identity{last}", 0]) if face else saved()
+        return {"checkpoint": node("LikenessMiniatureLoader"), **people, **placed, **end}
+
+    return make
+
+
+def note(heading: str, text: str, start: str) -> tuple[str, ...]:
+    """The note above a graph."""
+    return (f"## {heading}\n{text}\n\n{start}",)
+
+
+RUN = "Press **Run**: the small model, its identity weights and the drawn people come with the pack."
+FACEID = (
+    "Choose an **SD1.5** checkpoint and your photos. Needed: `ip-adapter-faceid-plusv2_sd15.bin` of "
+    "`h94/IP-Adapter-FaceID` in models/ipadapter, `CLIP-ViT-H-14-laion2B-s32B-b79K` in models/clip_vision, and "
+    "insightface with buffalo_l. These are for non-commercial research: read their licences."
+)
+MINIATURE: dict[str, tuple[Callable[[], Prompt], tuple[str, ...]]] = {
+    "miniature_magicid_person": (
+        miniature((8,), "a picture of a man wearing a red sweater and a hat, portrait, in the snow", 3, draft=False),
+        note(
+            "MagicID: one person",
+            "The person of one picture, drawn anew by what the identity encoder has read in the face.",
+            RUN,
+        ),
+    ),
+    "miniature_magicid_two": (
+        miniature((20, 8), "a picture of a woman in a red sweater and a man in a green suit, on the beach", 11),
+        note(
+            "MagicID: two people, each in their place",
+            "A draft without them tells where heads are. *MagicID Regions* gives each place to a person; *order* "
+            "exchanges them. Then the same seed with the people in.",
+            RUN,
+        ),
+    ),
+    "miniature_magicid_diir": (
+        miniature(
+            (8,), "a picture of a man wearing a red sweater, full body, in the snow", 3,
+            face="a picture of {person}, portrait",
+        ),
+        note(
+            "MagicID, then DIIR",
+            "The picture drawn with the person, then the small face repaired with the same identity.",
+            RUN,
+        ),
+    ),
+}
+
+WORKFLOWS: dict[str, tuple[Callable[[], Prompt], tuple[str, ...]]] = {
+    "magicid_sd15": (
+        faceid_one,
+        note("MagicID: one person, SD1.5", "FaceID-PlusV2: the face of a photo in a new picture.", FACEID),
+    ),
+    "magicid_sd15_two_people": (
+        faceid_two,
+        note(
+            "MagicID: two people on a draft's faces, then repaired, SD1.5",
+            "A draft without them tells where heads are. *MagicID Regions* gives each place to a person; *order* "
+            "exchanges them. *DIIR Face Repair* then draws faces that are too small again, as the same people.",
+            FACEID,
+        ),
+    ),
+    "magicid_sdxl_instantid": (
+        instantid,
+        note(
+            "MagicID: InstantID, SDXL",
+            "InstantID's ControlNet reads the person instead of the text, in the pose of another picture. With several "
+            "people each is read in their own region only.",
+            "Choose an **SDXL** checkpoint and your photos. Needed, both of `InstantX/InstantID`: `ip-adapter.bin` in "
+            "models/instantid, and its ControlNet in models/controlnet; and insightface with antelopev2, which is for "
+            "non-commercial research.",
+        ),
+    ),
+    **(MINIATURE if (WEIGHTS / "magicid.safetensors").is_file() else {}),
+}
