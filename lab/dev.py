@@ -10,6 +10,7 @@ VERBS = {
     "workflows": (elsewhere("lab.workflows.make"), "write the files of workflows/"),
     "locales": (elsewhere("lab.workflows.locales"), "write the files of locales/"),
     "thumbnails": (elsewhere("lab.workflows.thumbnails"), "make the pictures beside them"),
+    "hero": (elsewhere("lab.hero"), "draw the pictures at the head of README.md (needs no ComfyUI)"),
     "requirements": (elsewhere("lab.requirements"), "write requirements.txt from pyproject.toml (needs no ComfyUI)"),
 }
 
