@@ -78,7 +78,7 @@ def test_every_number_has_a_range(ours: dict[str, Any]) -> None:
 
 
 def test_every_node_has_a_help_page(server: Server, ours: dict[str, Any]) -> None:
-    missing = [name for name in ours if not page(server, f"docs/{name}.md").startswith(b"#")]
+    missing = [name for name in ours if not page(server, f"docs/{name}/en.md").startswith(b"#")]
     assert not missing
 
 
