@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
-LINK = re.compile(r"\]\((?!https?:|#)([^)#\s]+)")
+LINK = re.compile(r"\]\(<?(?!https?:|#)([^)#>]+)")
 #: paths in code spans that begin with a folder of the repository
 SPAN = re.compile(r"`((?:likeness|nodes|lab|tests|js|locales|workflows|docs)/[\w./-]*)`")
 

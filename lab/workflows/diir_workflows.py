@@ -40,30 +40,17 @@ def drawn(prompt: str, size: tuple[int, int], seed: int, steps: int, cfg: float,
     }  # fmt: skip
 
 
-def with_magicface(graph: Prompt, prompt: str, references: list[Any]) -> Prompt:
-    """The sampler of a graph given MagicFace Apply."""
-    apply = node(
-        "LikenessMagicFaceApply", None, [400, 260],
-        **PARTS, references=references, prompt=prompt, positive=["positive", 0], alpha=0.4,
-    )  # fmt: skip
-    graph["sampler"]["inputs"] |= {"model": ["apply", 0], "positive": ["apply", 1]}
-    return {"apply": apply, **graph}
-
-
-def miniature(
-    sources: tuple[Source, ...], prompt: str, face: str, seed: int, magicface: bool = False
-) -> Callable[[], Prompt]:
+def miniature(sources: tuple[Source, ...], prompt: str, face: str, seed: int) -> Callable[[], Prompt]:
     """A picture of the miniature whose small faces become those of the references."""
 
     def make() -> Prompt:
         from likeness.miniature.models import picture_size
 
         side, last = picture_size(), [f"reference{len(sources) - 1}", 0]
-        draft = drawn(prompt, (side, side), seed, 20, 5.0, "")
         return {
             "checkpoint": node("LikenessMiniatureLoader"),
             **miniature_sources(Example(sources, prompt, prompt, "", "")),
-            **(with_magicface(draft, prompt, last) if magicface else draft),
+            **drawn(prompt, (side, side), seed, 20, 5.0, ""),
             **repaired(["decode", 0], face, references=last),
         }
 
@@ -124,7 +111,7 @@ OWN = (
 )
 
 WORKFLOWS: dict[str, tuple[Callable[[], Prompt], tuple[str, ...]]] = {
-    "miniature_diir_person": (
+    "Demo - DIIR, a small face repaired": (
         miniature(
             (MAN,),
             "a picture of a man wearing a red sweater, full body, in the snow",
@@ -138,7 +125,7 @@ WORKFLOWS: dict[str, tuple[Callable[[], Prompt], tuple[str, ...]]] = {
             RUN,
         ),
     ),
-    "miniature_diir_several": (
+    "Demo - DIIR, faces of two people": (
         miniature(
             (WOMAN, RIGHT),
             "a picture of a woman wearing a red sweater and a man wearing a green suit, on the beach",
@@ -152,27 +139,11 @@ WORKFLOWS: dict[str, tuple[Callable[[], Prompt], tuple[str, ...]]] = {
             RUN,
         ),
     ),
-    "miniature_diir_style": (
-        miniature(
-            (MAN,),
-            "a watercolor of a man wearing a red sweater, full body, on the beach",
-            "a watercolor of {person}, portrait",
-            20,
-            magicface=True,
-        ),
-        note(
-            "DIIR: a drawn picture stays drawn",
-            "A watercolor made with MagicFace, whose face is too small for its details. *DIIR Face Repair* gets the "
-            "same references and the plain model; the style stands in the face prompt. Where it cannot be told in "
-            "words, *keep_style* in *DIIR Options* takes it from the old face.",
-            RUN,
-        ),
-    ),
-    "diir_sd15": (
+    "DIIR - small faces after text to image, SD1.5": (
         after_text_to_image("v1-5-pruned-emaonly-fp16.safetensors", (512, 768)),
         note("DIIR: behind text to image, SD1.5", "Put it behind any workflow: the last picture goes in here.", OWN),
     ),
-    "diir_sdxl": (
+    "DIIR - small faces after text to image, SDXL": (
         after_text_to_image("sd_xl_base_1.0.safetensors", (832, 1216)),
         note(
             "DIIR: behind text to image, SDXL",
@@ -181,7 +152,7 @@ WORKFLOWS: dict[str, tuple[Callable[[], Prompt], tuple[str, ...]]] = {
             OWN,
         ),
     ),
-    "diir_photo": (
+    "DIIR - small faces of a photograph": (
         photograph,
         note(
             "DIIR: a photograph, then restored and enlarged",

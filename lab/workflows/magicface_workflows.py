@@ -1,4 +1,4 @@
-"""The MagicFace examples of ``workflows/``: each once on the miniature and once on a user's SD1.5 checkpoint."""
+"""The MagicFace examples of ``workflows/``: on a user's SD1.5 checkpoint, and those the miniature can show on it."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class Source:
 
     Attributes:
         concept: its word. title: what the picture shows. mask: output of the drawn person that is its mask.
-        drawn: the Miniature Sample node's inputs. weight, drawn_weight: of the reference with a
-            user's checkpoint, and on the miniature.
+        drawn: the Miniature Sample node's inputs, none where there is no demo.
+        weight, drawn_weight: of the reference with a user's checkpoint, and on the miniature.
         prompt: of the reference's own pass with a user's checkpoint (the miniature's samples bring their caption).
         region: which of :data:`REGIONS` in the new picture is its own, if any.
     """
@@ -35,7 +35,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Example:
-    """One example: its concepts, and what to draw of them with the miniature and with SD1.5."""
+    """One example: its concepts, and what to draw of them with the miniature (empty: no demo) and with SD1.5."""
 
     sources: tuple[Source, ...]
     miniature_prompt: str
@@ -65,20 +65,19 @@ SCARF = Source(
 TEXTURE = Source(
     "sweater",
     "The texture",
-    "accessory",
-    {**PERSON, "identity": 16, "accessory": "scarf", "accessory_colour": "purple", "layout": 5},
+    "",
+    {},
     "a close-up photo of knitted wool",
     weight=2.0,
-    drawn_weight=3.0,
 )
 LEFT = Source(
     "woman", "The woman", "person", {**PERSON, "identity": 20, "garment": "dress"}, "a photo of a woman", region="left"
 )
 RIGHT = Source("man", "The man", "person", PERSON, "a photo of a man", region="right")
-DRAWN = Source("man", "A drawn person", "person", {**PERSON, "identity": 4, "style": "sketch"}, "a drawing of a man")
+DRAWN = Source("man", "A drawn person", "", {}, "a drawing of a man")
 
 EXAMPLES = {
-    "single": Example(
+    "one person": Example(
         (MAN,),
         "a picture of a man wearing a red sweater and a hat, portrait, in the snow",
         "a photo of a man wearing a red sweater and a hat, portrait, in the snow",
@@ -87,7 +86,7 @@ EXAMPLES = {
         "the same seed without.",
         seed=3,
     ),
-    "multi": Example(
+    "a person and a scarf": Example(
         (MAN, SCARF),
         "a picture of a man wearing a black hoodie and a scarf, portrait, in the jungle",
         "a photo of a man wearing a black hoodie and a scarf, portrait, in the jungle",
@@ -96,7 +95,7 @@ EXAMPLES = {
         "each must be named in the prompt. The preview shows which part of the picture each one was given.",
         seed=6,
     ),
-    "places": Example(
+    "two people in their places": Example(
         (LEFT, RIGHT),
         "a picture of a woman wearing a red sweater and a man wearing a green suit, on the beach",
         "a photo of a woman wearing a red sweater and a man wearing a green suit, on the beach",
@@ -105,17 +104,17 @@ EXAMPLES = {
         "picture, the man the right. Any mask will do, painted or made.",
         seed=11,
     ),
-    "texture": Example(
+    "texture of a material": Example(
         (TEXTURE,),
-        "a picture of a woman wearing a white sweater, half body, in a room",
+        "",
         "a photo of a teddy bear wearing a sweater, in a room",
         "MagicFace: texture transfer",
         "The reference is a material. Its concept is the thing in the new picture that is to be made of it.",
         seed=7,
     ),
-    "style": Example(
+    "from a drawing to any style": Example(
         (DRAWN,),
-        "a watercolor of a man wearing a green suit and glasses, portrait, in a meadow",
+        "",
         "a watercolor painting of a man wearing a green suit and glasses, portrait, in a meadow",
         "MagicFace: any style",
         "Training-free, so the reference may be a drawing and the new picture in another style.",
@@ -249,6 +248,10 @@ def notes(example: Example, *, drawn: bool) -> tuple[str, ...]:
 
 
 WORKFLOWS: dict[str, tuple[Callable[[], Prompt], tuple[str, ...]]] = {
-    **{f"miniature_magicface_{name}": (miniature(e), notes(e, drawn=True)) for name, e in EXAMPLES.items()},
-    **{f"magicface_{name}": (checkpoint(e), notes(e, drawn=False)) for name, e in EXAMPLES.items()},
+    **{
+        f"Demo - MagicFace, {name}": (miniature(e), notes(e, drawn=True))
+        for name, e in EXAMPLES.items()
+        if e.miniature_prompt
+    },
+    **{f"MagicFace - {name}": (checkpoint(e), notes(e, drawn=False)) for name, e in EXAMPLES.items()},
 }

@@ -169,7 +169,7 @@ FACEID = (
     "insightface with buffalo_l. These are for non-commercial research: read their licences."
 )
 MINIATURE: dict[str, tuple[Callable[[], Prompt], tuple[str, ...]]] = {
-    "miniature_magicid_person": (
+    "Demo - MagicID, one person": (
         miniature((8,), "a picture of a man wearing a red sweater and a hat, portrait, in the snow", 3, draft=False),
         note(
             "MagicID: one person",
@@ -177,7 +177,7 @@ MINIATURE: dict[str, tuple[Callable[[], Prompt], tuple[str, ...]]] = {
             RUN,
         ),
     ),
-    "miniature_magicid_two": (
+    "Demo - MagicID, two people in their places": (
         miniature((20, 8), "a picture of a woman in a red sweater and a man in a green suit, on the beach", 11),
         note(
             "MagicID: two people, each in their place",
@@ -186,7 +186,7 @@ MINIATURE: dict[str, tuple[Callable[[], Prompt], tuple[str, ...]]] = {
             RUN,
         ),
     ),
-    "miniature_magicid_diir": (
+    "Demo - MagicID, then DIIR": (
         miniature(
             (8,), "a picture of a man wearing a red sweater, full body, in the snow", 3,
             face="a picture of {person}, portrait",
@@ -200,11 +200,11 @@ MINIATURE: dict[str, tuple[Callable[[], Prompt], tuple[str, ...]]] = {
 }
 
 WORKFLOWS: dict[str, tuple[Callable[[], Prompt], tuple[str, ...]]] = {
-    "magicid_sd15": (
+    "MagicID - one person, SD1.5": (
         faceid_one,
         note("MagicID: one person, SD1.5", "FaceID-PlusV2: the face of a photo in a new picture.", FACEID),
     ),
-    "magicid_sd15_two_people": (
+    "MagicID - two people in their places, SD1.5": (
         faceid_two,
         note(
             "MagicID: two people on a draft's faces, then repaired, SD1.5",
@@ -213,7 +213,7 @@ WORKFLOWS: dict[str, tuple[Callable[[], Prompt], tuple[str, ...]]] = {
             FACEID,
         ),
     ),
-    "magicid_sdxl_instantid": (
+    "MagicID - one person by InstantID, SDXL": (
         instantid,
         note(
             "MagicID: InstantID, SDXL",

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from lab.workflows import diir_workflows, magicface_workflows, magicid_workflows, persona_workflows
-from lab.workflows.discovery import ROOT, hosts, why_none
+from lab.workflows.discovery import hosts, why_none
+from lab.workflows.files import workflow_file
 from lab.workflows.layout import node, to_ui
 from lab.workflows.server import Server
 
@@ -43,7 +44,7 @@ def text_to_image() -> dict[str, Any]:
 
 #: name: (prompt, notes shown above the graph)
 WORKFLOWS = {
-    "miniature_text_to_image": (
+    "Demo - first pictures": (
         text_to_image,
         (
             "## Miniature: first pictures\nPress **Run**. The small model that comes with the pack draws four people "
@@ -67,4 +68,4 @@ def main(names: list[str]) -> None:
     for name in names or workflows:
         make, notes = workflows[name]
         text = json.dumps(to_ui(make(), info, notes), indent=2, ensure_ascii=False)
-        (ROOT / "workflows" / f"{name}.json").write_text(text + "\n", "utf-8")
+        workflow_file(name).write_text(text + "\n", "utf-8")

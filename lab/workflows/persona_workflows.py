@@ -126,49 +126,6 @@ def miniature_train() -> Prompt:
     return graph
 
 
-def miniature_local() -> Prompt:
-    """Paint the person into one region of a given picture; and together with MagicFace on the same model."""
-    graph = {**frame(side(), node("LikenessMiniatureLoader")), "picture": drawn("The person")}
-    graph |= learnt("train", "picture", "person", "S*")
-    graph["background"] = drawn("The picture to paint in", identity=3, scene="beach", garment_colour="yellow", layout=2)
-    graph["encode"] = node("VAEEncode", pixels=["background", 0], vae=["checkpoint", 2])
-    graph["region"] = node("SetLatentNoiseMask", samples=["encode", 0], mask=["background", FACE])
-    local = "a picture of a S* wearing a yellow shirt, portrait, on the beach"
-    graph |= shot("local", local, "train", "In this region only", 1, SAMPLING, latent_image=["region", 0])
-    graph["reference"] = reference("picture", "person", MASK_OUTPUTS["person"], ["picture", CAPTION])
-    both = "a picture of a person wearing a red sweater, portrait, in the snow"
-    graph["magicface"] = node(
-        "LikenessMagicFaceApply", None, [400, 260],
-        **MODEL, references=["reference", 0], prompt=both, alpha=0.4,
-    )  # fmt: skip
-    prompt = both.replace("person", "S*")
-    return graph | shot("plugin", prompt, "train", "With MagicFace", 2, SAMPLING, model=["magicface", 0])
-
-
-def miniature_style() -> Prompt:
-    """A person and a manner of drawing, learnt apart, in one prompt."""
-    graph = {**frame(side(), node("LikenessMiniatureLoader")), "picture": drawn("The person")}
-    graph["manner"] = drawn("The manner", identity=5, style="sketch", scene="city")
-    graph |= learnt("train", "picture", "person", "S1*")
-    graph["everything"] = node("SolidMask", value=1.0, width=side(), height=side())
-    graph |= learnt(
-        "train_style", "manner", "sketch", "S2*", style=True, personas=["train", 0], mask=["everything", 0],
-        templates="a {} of a person, portrait\na {} of a person\na {}",
-    )  # fmt: skip
-    prompt = "a S2* of a S1* wearing a suit, portrait, in a room"
-    return graph | shot("style", prompt, "train_style", "The person in that manner", 1, SAMPLING)
-
-
-def miniature_expression() -> Prompt:
-    """A learnt person in three expressions; only the word differs, weighted since the miniature hears it faintly."""
-    graph = {**frame(side(), node("LikenessMiniatureLoader")), "picture": drawn("The person")}
-    graph |= learnt("train", "picture", "person", "S*")
-    for expression in ("smiling", "sad", "surprised"):
-        prompt = f"a picture of a S* wearing a blue shirt, ({expression}:1.6), portrait, in a studio"
-        graph |= shot(expression, prompt, "train", expression.capitalize(), 1, SAMPLING)
-    return graph
-
-
 def reference(picture: str, concept: str, mask: int, prompt: Any, **changes: Any) -> dict[str, Any]:
     """A MagicFace Reference node."""
     values = {
@@ -288,58 +245,43 @@ START = "Press **Run**: model and pictures come with the pack. Learning takes a 
 OWN = "Choose an **SD1.5** checkpoint and your own picture; paint the face with *Open in MaskEditor*."
 
 WORKFLOWS: dict[str, tuple[Callable[[], Prompt], tuple[str, ...]]] = {
-    "miniature_persona_train": (
+    "Demo - PersonaMagic, learn a person": (
         miniature_train,
         (f"## PersonaMagic: learn a person\nOne picture is enough. The person is learnt as words that change over the "
          f"steps, and then put into four prompts as S*.\n\n{START}",),
     ),
-    "miniature_persona_local": (
-        miniature_local,
-        (f"## PersonaMagic: in one region, and with MagicFace\nAbove: the persona is painted into the masked head "
-         f"only. Below: on a model that MagicFace works on as well.\n\n{START}",),
-    ),
-    "miniature_persona_style": (
-        miniature_style,
-        (f"## PersonaMagic: person and style\nTwo personas are learnt, a person and a manner of drawing, and meet in "
-         f"one prompt.\n\n{START}",),
-    ),
-    "miniature_persona_expression": (
-        miniature_expression,
-        (f"## PersonaMagic: expressions\nThe person is learnt from one picture of one expression. The three prompts "
-         f"differ in one word, which is given weight; the seed is the same.\n\n{START}",),
-    ),
-    "miniature_persona_magicface": (
+    "Demo - PersonaMagic with MagicFace": (
         miniature_magicface,
         (f"## PersonaMagic with MagicFace\nBoth on one model: the persona in the words, MagicFace in the "
          f"self-attention, which brings the scarf as well. Below the same seed with each of them alone.\n\n{START}",),
     ),
-    "persona_train": (
+    "PersonaMagic - 1 learn a person": (
         sd_train,
         (f"## PersonaMagic: learn a person\n{OWN} The persona is saved to models/personas.",),
     ),
-    "persona_play": (
+    "PersonaMagic - 2 new scenes": (
         sd_play,
         ("## PersonaMagic: play a saved person\nA new scene, an expression, and one region of a picture. Choose an "
          "**SD1.5** checkpoint and the persona you trained on it.",),
     ),
-    "persona_style": (
+    "PersonaMagic - 4 with a learnt style": (
         sd_style,
         ("## PersonaMagic: person and style\nTwo saved personas in one prompt; train the style with *style* switched "
          "on and a mask of the whole picture.",),
     ),
-    "persona_expression": (
+    "PersonaMagic - 3 expressions": (
         sd_expression,
         ("## PersonaMagic: expressions\nThree prompts with the same seed. Choose an **SD1.5** checkpoint and the "
          "persona you trained on it.",),
     ),
-    "persona_magicface": (
+    "PersonaMagic - 6 with MagicFace": (
         sd_magicface,
         ("## PersonaMagic with MagicFace\nBoth on one model, and each alone. Choose an **SD1.5** checkpoint, the "
          "persona you trained on it, and a photo of the same person; paint the face with *Open in MaskEditor*.\n\n"
          "The prompt of *MagicFace Apply* is that of *Persona Apply* with the plain word the persona was trained with "
          "(here *face*) in place of S*; it is also the concept of the reference.",),
     ),
-    "persona_lora": (
+    "PersonaMagic - 5 with a LoRA": (
         sd_lora,
         ("## PersonaMagic with a LoRA\nModel and text encoder go through *Load LoRA* before *Persona Apply*; below, "
          "the same seed without. Choose an **SD1.5** checkpoint, a LoRA for it, and the persona you trained on it.",),

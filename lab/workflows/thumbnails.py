@@ -12,12 +12,14 @@ import random
 import sys
 import tempfile
 import time
+from itertools import filterfalse
 from pathlib import Path
 
 from PIL import Image, ImageChops, ImageOps
 
 from lab.workflows.browser import Page, find_chromium
 from lab.workflows.discovery import ROOT, hosts, why_none
+from lab.workflows.files import FILES, is_demo, workflow_file
 from lab.workflows.server import Server
 from lab.workflows.workflow import to_api
 from likeness.miniature.world import sample_picture
@@ -46,18 +48,18 @@ SETTINGS = {
 
 def main(names: list[str]) -> None:
     """Write the thumbnails of the named workflows, or of all of them."""
-    files = [ROOT / "workflows" / f"{name}.json" for name in names] or sorted((ROOT / "workflows").glob("*.json"))
+    files = [workflow_file(name) for name in names] or FILES
     if not hosts() or not find_chromium():
         sys.exit(why_none() if not hosts() else "no Chromium: install one or set CHROMIUM")
     with tempfile.TemporaryDirectory() as folder, Server(hosts()[0], Path(folder) / "base") as server:
-        for file in (file for file in files if file.stem.startswith("miniature_")):
+        for file in filter(is_demo, files):
             _save(drawn(server, file), file)
         _place_users_files(server)
         server.post("/settings", SETTINGS)
         with Page(find_chromium(), Path(folder) / "profile", WINDOW) as page:
             page.open(server.url)
             page.wait_for("window.app?.graph && window.LiteGraph?.registered_node_types?.KSampler", 240)
-            for file in (file for file in files if not file.stem.startswith("miniature_")):
+            for file in filterfalse(is_demo, files):
                 _save(graph(page, file, Path(folder) / "shot.png"), file)
 
 

@@ -12,12 +12,11 @@ from typing import Any
 import pytest
 
 from lab.workflows.browser import Page, find_chromium
-from lab.workflows.discovery import ROOT
+from lab.workflows.files import FILES
 from lab.workflows.server import PACK_FOLDER, Server
 from lab.workflows.thumbnails import SETTINGS
 from lab.workflows.workflow import to_api
 
-FILES = sorted((ROOT / "workflows").glob("*.json"))
 READY = "window.app?.graph && window.LiteGraph?.registered_node_types?.LikenessMiniatureLoader"
 
 

@@ -11,11 +11,10 @@ import numpy as np
 import pytest
 
 from lab.workflows.discovery import ROOT
+from lab.workflows.files import DEMOS, FILES, USERS, workflow_file
 from lab.workflows.server import PromptError, Server
 from lab.workflows.workflow import BYPASSED, to_api
 
-FILES = sorted((ROOT / "workflows").glob("*.json"))
-MINIATURE = [file for file in FILES if file.stem.startswith("miniature_")]
 #: where pictures and screenshots are kept for looking at; pytest's own folder when not set
 PICTURES = os.environ.get("LIKENESS_PICTURES")
 
@@ -42,7 +41,7 @@ def keep(pictures: list[np.ndarray], name: str, host: str) -> None:
             Image.fromarray(picture).save(Path(PICTURES) / f"{name}_{host}_{i}.png")
 
 
-@pytest.mark.parametrize("file", MINIATURE, ids=lambda file: file.stem)
+@pytest.mark.parametrize("file", DEMOS, ids=lambda file: file.stem)
 def test_miniature_workflow_runs_and_shows_pictures(server: Server, object_info: dict[str, Any], file: Path) -> None:
     prompt = shortened(to_api(load(file), object_info))
     run = server.run_prompt(prompt)
@@ -55,7 +54,7 @@ def test_miniature_workflow_runs_and_shows_pictures(server: Server, object_info:
 
 def test_a_bypassed_apply_leaves_the_prompt_and_the_plain_model(server: Server, object_info: dict[str, Any]) -> None:
     """Bypassed in the front end, MagicFace Apply hands on its model and its positive: both samplers draw the same."""
-    graph = load(ROOT / "workflows" / "miniature_magicface_single.json")
+    graph = load(workflow_file("Demo - MagicFace, one person"))
     bypassed = next(node for node in graph["nodes"] if node["type"] == "LikenessMagicFaceApply")
     bypassed["mode"] = BYPASSED
     prompt = to_api(graph, object_info)
@@ -69,7 +68,7 @@ def test_a_bypassed_apply_leaves_the_prompt_and_the_plain_model(server: Server, 
 
 
 def test_a_bypassed_persona_apply_leaves_the_prompt_and_the_plain_model(object_info: dict[str, Any]) -> None:
-    graph = load(ROOT / "workflows" / "miniature_persona_train.json")
+    graph = load(workflow_file("Demo - PersonaMagic, learn a person"))
     applied = [node for node in graph["nodes"] if node["type"] == "LikenessPersonaApply"]
     bypassed = next(node for node in applied if any(i["name"] == "positive" and i["link"] for i in node["inputs"]))
     (sampler,) = (link[3] for link in graph["links"] if link[1] == bypassed["id"] and link[2] == 1)
@@ -81,7 +80,7 @@ def test_a_bypassed_persona_apply_leaves_the_prompt_and_the_plain_model(object_i
 
 
 def test_a_bypassed_magicid_hands_on_each_of_its_three(object_info: dict[str, Any]) -> None:
-    graph = load(ROOT / "workflows" / "magicid_sdxl_instantid.json")
+    graph = load(workflow_file("MagicID - one person by InstantID, SDXL"))
     next(node for node in graph["nodes"] if node["type"] == "LikenessMagicIdApply")["mode"] = BYPASSED
     prompt = to_api(graph, object_info)
     (sampler,) = (entry["inputs"] for entry in prompt.values() if entry["class_type"] == "KSampler")
@@ -90,7 +89,7 @@ def test_a_bypassed_magicid_hands_on_each_of_its_three(object_info: dict[str, An
     assert prompt[sampler["model"][0]]["class_type"] == "CheckpointLoaderSimple"
 
 
-@pytest.mark.parametrize("file", [f for f in FILES if f not in MINIATURE], ids=lambda file: file.stem)
+@pytest.mark.parametrize("file", USERS, ids=lambda file: file.stem)
 def test_workflow_lacks_nothing_but_the_users_files(server: Server, object_info: dict[str, Any], file: Path) -> None:
     """The server finds no fault with it except models and pictures that only the user has."""
     prompt = to_api(load(file), object_info)
@@ -107,7 +106,7 @@ def test_every_template_has_its_picture() -> None:
     assert [file.name for file in FILES if not file.with_suffix(".jpg").is_file()] == []
 
 
-@pytest.mark.parametrize("file", MINIATURE, ids=lambda file: file.stem)
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_workflows_name_no_path_of_this_machine(file: Path) -> None:
     text = file.read_text("utf-8")
     assert "/root" not in text
