@@ -37,7 +37,7 @@ COMMANDS = {
     "evaluation": ("lab.evaluation.command", "", "the papers' metrics over folders of pictures"),
     "prove": ("lab.prove", "", "what the miniature shows of the papers, and docs/results.md of it"),
     "miniature": ("lab.miniature", "", "the drawn model: train, report"),
-    "dev": ("lab.dev", "", "for developers: workflows, locales, thumbnails, requirements"),
+    "dev": ("lab.dev", "", "for developers: workflows, locales, thumbnails, hero, requirements"),
 }
 
 
