@@ -20,6 +20,8 @@ from ..core.persona.mapper import Mapper, MapperConfig
 from ..core.persona.persona import Persona
 from ..core.persona.stages import Stages
 
+#: Node and input that errors name.
+SOURCE = "Persona Import: path"
 _DTYPES = {
     "FloatStorage": torch.float32,
     "HalfStorage": torch.float16,
@@ -49,7 +51,7 @@ class _Shell:
 def _rebuild_tensor(storage: Tensor, offset: int, size: tuple, stride: tuple, *_: Any) -> Tensor:
     last = offset + sum((n - 1) * s for n, s in zip(size, stride, strict=True)) if all(size) else offset
     if offset < 0 or min((*stride, 0)) < 0 or last >= max(storage.numel(), 1):
-        raise LikenessError("Persona import: a tensor reaches outside its storage; the file is damaged or hostile.")
+        raise LikenessError(f"{SOURCE}: a tensor reaches outside its storage; the file is damaged or hostile.")
     return torch.as_strided(storage, size, stride, offset).clone()
 
 
@@ -80,7 +82,7 @@ class _Unpickler(pickle.Unpickler):
         if (module + ".").startswith(_SHELL_PREFIXES):
             return type(name, (_Shell,), {})
         raise LikenessError(
-            f"Persona import: the file asks for {module}.{name}, which no mapper needs. It was not run. "
+            f"{SOURCE}: the file asks for {module}.{name}, which no mapper needs. It was not run. "
             "Do not use this file; get the mapper from its author again."
         )
 
@@ -88,7 +90,7 @@ class _Unpickler(pickle.Unpickler):
         """Storages of a zip checkpoint: ``('storage', type, key, location, count)``."""
         _, dtype, key, _, count = pid
         if not isinstance(dtype, torch.dtype) or "/" in str(key):
-            raise LikenessError("Persona import: an unknown storage; the file is damaged or hostile.")
+            raise LikenessError(f"{SOURCE}: an unknown storage; the file is damaged or hostile.")
         data = self.archive.read(f"{self.root}/data/{key}")
         return torch.frombuffer(bytearray(data), dtype=dtype)[:count]
 
@@ -103,7 +105,7 @@ def read_checkpoint(path: Path) -> dict:
         with zipfile.ZipFile(path) as archive:
             if sum(info.file_size for info in archive.infolist()) > _LIMIT:
                 raise bad_input(
-                    "Persona import", f"{path.name}, over 512 MiB", "a mapper of a few MB", "Check the file."
+                    SOURCE, f"{path.name}, over 512 MiB", "a mapper of a few MB", "Check the file."
                 )
             name = next(n for n in archive.namelist() if n.endswith("/data.pkl"))
             with archive.open(name) as file:
@@ -111,7 +113,7 @@ def read_checkpoint(path: Path) -> dict:
     except LikenessError:
         raise
     except Exception as cause:  # a damaged pickle can raise anything
-        raise bad_input("Persona import", f"{path.name}, unreadable ({cause})", "mapper-steps-N.pt", "") from cause
+        raise bad_input(SOURCE, f"{path.name}, unreadable ({cause})", "mapper-steps-N.pt", "") from cause
 
 
 _RENAMES = {
@@ -164,20 +166,28 @@ def import_mapper(
     state = content.get("state_dict", content) if isinstance(content, dict) else {}
     named = _renamed({k: v for k, v in state.items() if isinstance(v, Tensor)})
     if "head.weight" not in named or "input_layer.weight" not in named:
-        raise bad_input("Persona import", f"{path.name} with other contents", "input_layer.*, output_layer.0.*", "")
+        raise bad_input(SOURCE, f"{path.name} with other contents", "input_layer.*, output_layer.0.*", "")
     if supercategory is None:
         supercategory = _companion(path, named["head.weight"].shape[0])
     if supercategory is None:
         raise bad_input(
-            "Persona import",
+            SOURCE,
             f"{path.name} without the word's embedding",
             "the base model's embedding",
             "Connect CLIP, or put learned_embeds-steps-N.bin beside it.",
         )
     width = supercategory.numel()
+    outputs = named["head.weight"].shape[0]
+    if outputs % width:
+        raise bad_input(
+            "Persona Import: clip", f"a text encoder of width {width}", f"one whose width divides {outputs}",
+            "Connect the CLIP of the base that the mapper was trained on.",
+        )  # fmt: skip
+    if not all(torch.isfinite(value).all() for value in named.values()):
+        raise bad_input(SOURCE, f"{path.name} with numbers that are not finite", "a whole mapper", "Use another.")
     config = MapperConfig(
         (width,),
-        tokens=named["head.weight"].shape[0] // width,
+        tokens=outputs // width,
         bounds=bounds,
         image_width=named["residual_trunk.0.weight"].shape[1] - named["head.weight"].shape[1]
         if "residual_trunk.0.weight" in named
@@ -187,5 +197,13 @@ def import_mapper(
         frequencies=named["input_layer.weight"].shape[1] // 2,
     )
     mapper = Mapper(config, supercategory)
-    mapper.load_state_dict({**named, "supercategory": mapper.supercategory})
+    try:
+        mapper.load_state_dict({**named, "supercategory": mapper.supercategory})
+    except RuntimeError as cause:
+        raise bad_input(SOURCE, f"{path.name} with tensors that do not fit ({cause})", "a whole mapper", "") from cause
+    if image is not None and image.shape[-1] != config.image_width:
+        raise bad_input(
+            "Persona Import: clip_vision", f"image embeddings of {image.shape[-1]} values", f"{config.image_width}",
+            "Use the CLIP vision model it was trained with (the published code: ViT-B/32).",
+        )  # fmt: skip
     return Persona(mapper.eval().requires_grad_(False), Stages(*bounds), word, image, path.stem, {"family": "sd1"})

@@ -14,6 +14,7 @@ from support.persona_tiny import clip_text, ddim_timesteps, tiny_host, tiny_text
 
 from likeness.core.errors import LikenessError
 from likeness.core.persona.mapper import Mapper, MapperConfig
+from likeness.core.persona.persona import persona_description, persona_from, persona_tensors
 from likeness.formats import files
 from likeness.formats.persona import load_description, load_persona, save_persona
 from likeness.formats.persona_import import import_mapper
@@ -96,6 +97,36 @@ def test_newer_format_is_named(persona, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "FORMAT_VERSION", 1)
     with pytest.raises(LikenessError, match="Update this pack"):
         load_persona(path)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "changes", "words"),
+    [
+        ({"mapper.head.bias": float("nan")}, {}, "not finite in mapper.head.bias"),
+        ({"image": float("inf")}, {}, "not finite in image"),
+        ({}, {"format": "one"}, "format 'one'"),
+        ({}, {"format": None}, "format None"),
+        ({}, {"mapper": {"frequencies": "many"}}, "frequencies: got 'many'"),
+        ({}, {"mapper": {"frequencies": 0}}, "frequencies: got 0"),
+        ({}, {"mapper": {"tokens": 10**12}}, "tokens"),
+        ({}, {"mapper": {"image_width": 7}}, "do not fit"),
+        ({}, {"mapper": "none"}, "mapper 'none'"),
+        ({}, {"stages": {"low": "a", "high": 3}}, "do not fit"),
+        ({}, {"supercategory": 3}, "supercategory 3"),
+        ({}, {"base": []}, "base"),
+    ],
+)
+def test_damaged_contents_are_named(persona, tensors, changes, words):
+    """NaN, wrong types and impossible sizes: an error of one form, nothing allocated for them."""
+    given, told = persona_tensors(persona), persona_description(persona)
+    for name, value in tensors.items():
+        given[name] = torch.full_like(given[name], value)
+    for name, value in changes.items():
+        told[name] = {**told[name], **value} if isinstance(value, dict) else value
+    with pytest.raises(LikenessError, match=words):
+        persona_from(given, told)
+    with pytest.raises(LikenessError, match="kind"):
+        persona_from(given, [])
 
 
 # --- the authors' files ---------------------------------------------------------------------------------------------

@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from ..errors import bad_input
 
 COMBINATIONS = ("offset", "concat")
+#: More of anything is a damaged file, not a mapper.
+LARGEST = 2**16
 
 
 @dataclass(frozen=True)
@@ -50,10 +52,15 @@ class MapperConfig:
     frequencies: int = 1024
 
     def __post_init__(self) -> None:
+        counts = {name: getattr(self, name) for name in ("tokens", "hidden", "anchors", "frequencies", "image_width")}
+        for name, count in (*counts.items(), *(("widths", width) for width in self.widths)):
+            least = 0 if name == "image_width" else 1
+            if type(count) is not int or not least <= count <= LARGEST:
+                raise bad_input(f"Persona mapper: {name}", repr(count), f"a whole number of {least} to {LARGEST}", "")
         if self.combination not in COMBINATIONS:
             raise bad_input("Persona mapper: combination", repr(self.combination), f"one of {COMBINATIONS}", "")
-        if self.tokens < 1 or not self.widths:
-            raise bad_input("Persona mapper: tokens", f"{self.tokens} tokens, widths {self.widths}", "at least one", "")
+        if not self.widths:
+            raise bad_input("Persona mapper: widths", self.widths, "at least one text encoder", "")
         low, high = self.bounds
         if not 0 <= low < high:
             raise bad_input("Persona mapper: bounds", self.bounds, "0 <= low < high timesteps", "Widen the stage.")

@@ -103,10 +103,10 @@ def persona_from(tensors: dict[str, Tensor], description: dict, where: str = "Pe
     Raises:
         LikenessError: another kind of file, a newer format, or tensors that do not fit.
     """
-    if description.get("kind") != KIND:
-        raise bad_input(where, f"kind {description.get('kind')!r}", repr(KIND), "Pick a persona saved by this pack.")
-    if description.get("format", 0) > FORMAT_VERSION:
-        raise bad_input(where, f"format {description['format']}", f"at most {FORMAT_VERSION}", "Update this pack.")
+    _check_description(description, where)
+    broken = [name for name, value in tensors.items() if not torch.isfinite(value).all()]
+    if broken:
+        raise bad_input(where, f"numbers that are not finite in {broken[0]}", "a whole persona file", "Train it again.")
     try:
         config = MapperConfig.from_dict(description["mapper"])
         state = {k.removeprefix("mapper."): v for k, v in tensors.items() if k.startswith("mapper.")}
@@ -116,12 +116,36 @@ def persona_from(tensors: dict[str, Tensor], description: dict, where: str = "Pe
             mapper=mapper.eval().requires_grad_(False),
             stages=Stages(**description["stages"]),
             supercategory=description["supercategory"],
-            image=tensors.get("image"),
+            image=_image(tensors.get("image"), config),
             name=description.get("name", "persona"),
             base=description.get("base", {}),
             training=description.get("training", {}),
         )
     except LikenessError:
         raise
-    except (KeyError, TypeError, ValueError, RuntimeError) as cause:
+    except (KeyError, TypeError, ValueError, RuntimeError, ArithmeticError) as cause:
         raise bad_input(where, f"contents that do not fit ({cause})", "a whole persona file", "") from cause
+
+
+def _check_description(description: object, where: str) -> None:
+    """Kind, format and the types of what :func:`persona_description` has written."""
+    if not isinstance(description, dict) or description.get("kind") != KIND:
+        kind = description.get("kind") if isinstance(description, dict) else description
+        raise bad_input(where, f"kind {kind!r}", repr(KIND), "Pick a persona saved by this pack.")
+    version = description.get("format")
+    if type(version) is not int:
+        raise bad_input(where, f"format {version!r}", "a whole number", "Pick a persona saved by this pack.")
+    if version > FORMAT_VERSION:
+        raise bad_input(where, f"format {version}", f"at most {FORMAT_VERSION}", "Update this pack.")
+    kinds = {"name": str, "supercategory": str, "mapper": dict, "stages": dict, "base": dict, "training": dict}
+    for key, kind in kinds.items():
+        if not isinstance(description.get(key, kind()), kind):
+            came = f"{key} {description[key]!r}"
+            raise bad_input(where, came, f"a {kind.__name__}", "Save the persona again, or pick another file.")
+
+
+def _image(image: Tensor | None, config: MapperConfig) -> Tensor | None:
+    """The image embeddings ``N D`` of a file, which its residual branch has to take."""
+    if image is not None and (image.dim() != 2 or len(image) == 0 or image.shape[1] != config.image_width):
+        raise ValueError(f"image embeddings of shape {tuple(image.shape)} for a branch of {config.image_width}")
+    return image

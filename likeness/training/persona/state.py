@@ -8,7 +8,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from ...core.errors import bad_input
+from ...core.errors import LikenessError, bad_input
 from ...formats.files import write_whole
 from .trainer import PersonaTrainer
 
@@ -31,6 +31,10 @@ def load_state(trainer: PersonaTrainer, path: str | Path) -> None:
         with safe_open(path, framework="pt") as file:
             plain = json.loads((file.metadata() or {})[METADATA_KEY])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, KeyError, ValueError) as cause:
-        raise bad_input("Persona Train: resume", f"{path} ({cause})", "a saved training state", "") from cause
-    trainer.restore(tensors, plain)
+        trainer.restore(tensors, plain)
+    except LikenessError:
+        raise
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as cause:
+        raise bad_input(
+            "Persona Train: resume", f"{path} ({cause})", "a saved training state", "Switch resume off to begin anew."
+        ) from cause

@@ -276,6 +276,8 @@ class PersonaTrainer:
         for index, values in self.optimiser.state_dict()["state"].items():
             for name, value in values.items():
                 tensors[f"optimiser.{index}.{name}"] = torch.as_tensor(value).detach().cpu().contiguous()
+        for index, photo in enumerate(self.photos):
+            tensors[f"photo.{index}"] = photo.latent.detach().cpu().contiguous()
         plain = {
             "step": self.step,
             "history": self.history,
@@ -289,13 +291,9 @@ class PersonaTrainer:
         """Go on from :meth:`state`; only the number of steps may differ from the saved request.
 
         Raises:
-            LikenessError: the saved run had other settings.
+            LikenessError: the saved run had other settings or pictures.
         """
-        saved = replace(PersonaTraining.from_dict(plain["config"]), steps=self.config.steps)
-        if saved != self.config:
-            ours, theirs = self.config.to_dict(), saved.to_dict()
-            differing = ", ".join(f"{k} {theirs[k]!r} -> {ours[k]!r}" for k in ours if ours[k] != theirs[k])
-            raise bad_input("Persona Train: resume", differing, "the settings it began with", "Start a new run.")
+        self._check_resumed(tensors, plain)
         self._fresh(Stages(**plain["stages"]))
         self.mapper.load_state_dict(
             {k.removeprefix("mapper."): v for k, v in tensors.items() if k.startswith("mapper.")}
@@ -309,6 +307,31 @@ class PersonaTrainer:
         self.step, self.history = plain["step"], list(plain["history"])
         if plain["curve"] is not None:
             self.curve = IouCurve(**{k: tuple(v) for k, v in plain["curve"].items()})
+
+    def _check_resumed(self, tensors: dict[str, Tensor], plain: dict[str, Any]) -> None:
+        """A saved run goes on only with the settings and the pictures it began with."""
+        saved = replace(PersonaTraining.from_dict(plain["config"]), steps=self.config.steps)
+        ours, theirs = self.config.to_dict(), saved.to_dict()
+        differing = [f"{k} {theirs[k]!r} then, {ours[k]!r} now" for k in ours if ours[k] != theirs[k]]
+        latents = [value for name, value in tensors.items() if name.startswith("photo.")]
+        known = all(
+            f"photo.{i}" in tensors and _alike(tensors[f"photo.{i}"], photo.latent.cpu())
+            for i, photo in enumerate(self.photos)
+        )
+        if not known or len(latents) != len(self.photos):
+            differing.append("other pictures")
+        if differing:
+            raise bad_input(
+                "Persona Train: resume",
+                f"an unfinished training of this name with other settings ({', '.join(differing)})",
+                "what it began with",
+                "Put that back, switch resume off to begin anew, or choose another name.",
+            )
+
+
+def _alike(a: Tensor, b: Tensor) -> bool:
+    """Whether two latents are of one picture; a GPU does not encode it twice to the bit."""
+    return a.shape == b.shape and bool((a - b).abs().mean() <= 0.05 * a.abs().mean())
 
 
 def train(

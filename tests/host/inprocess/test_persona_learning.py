@@ -235,6 +235,18 @@ def test_nodes_show_at_most_nine_inputs():
     assert max(count for name, count in shown.items() if name != "PersonaTrainOptions") <= 9
 
 
+@pytest.mark.parametrize(
+    ("path", "word", "words"),
+    [("", "man", "path: got an empty path"), ('"none.pt"', "man", "path: got 'none.pt', nothing there"),
+     (".", "man", "folder"), ("{}", "", "supercategory: got ''"), ("{}", "man", "unreadable")],
+)  # fmt: skip
+def test_import_says_what_it_did_not_understand(parts, folder, path, word, words):
+    (folder / "mapper.pt").write_bytes(b"nothing")
+    quoted = path.format((folder / "mapper.pt").as_uri())
+    with pytest.raises(LikenessError, match=f"Persona Import: .*{words}"):
+        persona_nodes.PersonaImport.execute(parts.clip, quoted, word, "S*", 400, 800)
+
+
 def test_empty_folder_lists_an_entry():
     assert persona_files.list_personas() == [persona_files.NONE]
     with pytest.raises(LikenessError):

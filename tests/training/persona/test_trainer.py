@@ -117,8 +117,16 @@ def test_resume_with_other_settings_is_refused(tmp_path):
     run = trainer(steps=1)
     train(run)
     save_state(run, path)
-    with pytest.raises(LikenessError, match="learning_rate"):
+    with pytest.raises(LikenessError, match=r"learning_rate 0.001 then, 0.007 now.*switch resume off.*another name"):
         load_state(trainer(steps=1, learning_rate=7e-3), path)
+    with pytest.raises(LikenessError, match="seed 0 then, 5 now"):
+        load_state(trainer(steps=1, seed=5), path)
+    with pytest.raises(LikenessError, match="other pictures"):
+        load_state(trainer(steps=1, photos=2), path)
+    other = trainer(steps=1)
+    other.photos = [photo(7)]
+    with pytest.raises(LikenessError, match="other pictures"):
+        load_state(other, path)
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(LikenessError, match="resume"):
         load_state(trainer(steps=1), path)

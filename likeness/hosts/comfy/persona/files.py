@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from ....core.errors import bad_input
 from ....core.persona.persona import Persona
+from ....formats.files import given_path, plain_name
 from ....formats.persona import load_persona, save_persona
-from .text import encoder_names, inner_encoder
+from ....formats.persona_import import import_mapper
+from .text import TokenizerAdapter, encoder_names, token_table
 
 FOLDER = "personas"
 EXTENSIONS = {".safetensors"}
@@ -46,7 +51,7 @@ def find_persona(name: str) -> Path:
     path = None if name == NONE else folder_paths.get_full_path(FOLDER, name)
     if path is None:
         raise bad_input(
-            "Persona Load: name", repr(name), "a file in models/personas", "Train and save a persona first."
+            "Persona Load: persona", repr(name), "a file in models/personas", "Train and save a persona first."
         )
     return Path(path)
 
@@ -65,9 +70,7 @@ def save(persona: Persona, name: str, overwrite: bool) -> Path:
     import folder_paths
 
     register_folder()
-    stem = name.strip().removesuffix(".safetensors")
-    if not re.fullmatch(r"[\w\- .]+", stem) or stem.startswith("."):
-        raise bad_input("Persona Save: name", repr(name), "letters, digits, spaces, - and _", "Choose a plain name.")
+    stem = plain_name(name, "Persona Save: name")
     folder = Path(folder_paths.get_folder_paths(FOLDER)[-1])
     path, number = folder / f"{stem}.safetensors", 1
     while path.exists() and not overwrite:
@@ -77,12 +80,13 @@ def save(persona: Persona, name: str, overwrite: bool) -> Path:
 
 
 def state_path(name: str) -> Path:
-    """Where an unfinished training of that name is kept."""
+    """Where an unfinished training of that name, any text, is kept."""
     import folder_paths
 
     register_folder()
-    safe = re.sub(r"[^\w\-]+", "_", name.strip()) or "persona"
-    return Path(folder_paths.get_folder_paths(FOLDER)[-1]) / "unfinished" / f"{safe}.state"
+    safe = re.sub(r"[^\w\-]+", "_", name.strip())[:60] or "persona"
+    other = hashlib.sha256(name.strip().encode()).hexdigest()[:8]  # names that are alike when made safe
+    return Path(folder_paths.get_folder_paths(FOLDER)[-1]) / "unfinished" / f"{safe}-{other}.state"
 
 
 def describe(persona: Persona) -> str:
@@ -103,18 +107,24 @@ def describe(persona: Persona) -> str:
     return "\n".join(lines)
 
 
-def import_persona(clip: Any, path: str, word: str, bounds: tuple[int, int], image: Any, clip_vision: Any) -> Persona:
+def import_persona(
+    clip: Any, path: str, supercategory: str, bounds: tuple[int, int], image: Tensor | None, clip_vision: Any
+) -> Persona:
     """A persona from the authors' ``mapper-steps-N.pt``, with the word's vector from this CLIP.
+
+    Args:
+        path: as a user writes it. image: IMAGE that it was trained on, with ``clip_vision`` to embed it, or None.
 
     Raises:
         LikenessError: not such a file, one that asks for more than tensors, or a CLIP of another width.
     """
-    from ....formats.persona_import import import_mapper
-    from .text import TokenizerAdapter
-
+    node = "Persona Import"
+    file = given_path(path, f"{node}: path", "the file mapper-steps-N.pt of the published code")
     if (image is None) != (clip_vision is None):
-        raise bad_input("Persona Import: image", "one of image and clip_vision", "both or none", "Connect the other.")
-    pieces = TokenizerAdapter(clip).pieces(word)
-    table = inner_encoder(clip, encoder_names(clip)[0]).transformer.get_input_embeddings().weight
+        raise bad_input(f"{node}: image", "one of image and clip_vision", "both or none", "Connect the other.")
+    pieces = TokenizerAdapter(clip, f"{node}: clip").pieces(supercategory)
+    if not pieces:
+        raise bad_input(f"{node}: supercategory", repr(supercategory), "a word", "Write the word it was trained with.")
+    table = token_table(clip, encoder_names(clip, f"{node}: clip")[0])
     embedded = None if image is None else clip_vision.encode_image(image, crop="none")["image_embeds"].float().cpu()
-    return import_mapper(path.strip(), table[pieces[0]].detach().float().cpu(), word, embedded, bounds)
+    return import_mapper(file, table[pieces[0]].detach().float().cpu(), supercategory, embedded, bounds)
