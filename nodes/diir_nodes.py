@@ -44,7 +44,11 @@ class DiirFaceRepair(io.ComfyNode):
             category=CATEGORY,
             description="Repairs small broken faces of any picture with the right identity and touches nothing else: "
             "each face is cut out, inverted to noise (DDIM), drawn again by your checkpoint, and put back.",
-            search_aliases=["face detailer", "face restore", "face fix", "inversion", "MagicID", "ADetailer"],
+            search_aliases=[
+                "face detailer", "face restore", "face fix", "fix face", "repair face", "small faces", "face swap",
+                "inversion", "inpaint face", "ADetailer", "identity", "MagicID", "修脸", "脸部修复", "人脸修复",
+                "面部修复", "面部细化", "换脸", "崩脸",
+            ],
             inputs=[*_what_inputs(), *_how_inputs(), *_optional_inputs()],
             outputs=[
                 io.Image.Output(
@@ -192,7 +196,9 @@ class DiirOptions(io.ComfyNode):
             display_name="DIIR Options",
             category=CATEGORY,
             description="The method's settings for DIIR Face Repair: steps, guidance, style, masks, gates.",
-            search_aliases=["face detailer", "face repair"],
+            search_aliases=[
+                "face detailer settings", "face repair", "fix face", "MagicID", "修脸", "人脸修复", "面部修复设置",
+            ],
             inputs=[*_method_inputs(), *_people_inputs(), *_crop_inputs(), _where_input()],
             outputs=[OptionsType.Output("options", "options", tooltip="For DIIR Face Repair.")],
         )
@@ -246,7 +252,10 @@ class DiirLandmarkControl(io.ComfyNode):
             category=CATEGORY,
             description="Repaired faces keep their pose and expression by a landmark ControlNet. Its picture is drawn "
             "anew for the crop of each face.",
-            search_aliases=["face controlnet", "face pose", "expression", "mediapipe face", "openpose face"],
+            search_aliases=[
+                "face controlnet", "face pose", "keep expression", "expression", "mediapipe face", "openpose face",
+                "表情", "保持表情", "面部姿态", "修脸", "人脸修复",
+            ],
             inputs=_control_inputs(),
             outputs=[OptionsType.Output("options_out", "options", tooltip="For DIIR Face Repair.")],
         )

@@ -33,7 +33,10 @@ class FaceModels(io.ComfyNode):
             category=CATEGORY,
             description="A face detector with its embedder, which tells people apart: for Detect Faces and Persona "
             "Train.",
-            search_aliases=["face detection", "insightface", "yunet", "facenet", "mediapipe", "dlib", "identity"],
+            search_aliases=[
+                "face detection", "face recognition", "face similarity", "insightface", "yunet", "facenet",
+                "mediapipe", "dlib", "identity", "人脸检测", "人脸识别", "人脸相似度", "身份",
+            ],
             inputs=[
                 io.Combo.Input(
                     "provider",
@@ -74,7 +77,10 @@ class DetectFaces(io.ComfyNode):
             category=CATEGORY,
             description="Finds the faces of a picture or a batch, small, tilted and upside-down ones too, numbers "
             "them, and lets you choose. A picture without a face stops nothing.",
-            search_aliases=["face detection", "face mask", "bounding box", "face crop", "face detailer", "landmarks"],
+            search_aliases=[
+                "face detection", "find faces", "face mask", "face bbox", "face crop", "face detailer", "landmarks",
+                "人脸检测", "人脸识别", "面部检测", "脸部遮罩", "人脸关键点", "修脸",
+            ],
             inputs=[
                 io.Image.Input("image", tooltip="One picture or a batch, of any size."),
                 FaceModelsType.Input(
@@ -176,7 +182,10 @@ class DrawLandmarks(io.ComfyNode):
             display_name="Draw Landmarks",
             category=CATEGORY,
             description="Faces or poses on black, at the picture's size, as landmark ControlNets expect them.",
-            search_aliases=["openpose", "controlnet", "face mesh", "keypoints", "pose", "instantid"],
+            search_aliases=[
+                "openpose", "controlnet", "face mesh", "keypoints", "pose", "instantid", "人脸关键点", "面部网格",
+                "姿态", "骨骼图",
+            ],
             inputs=[
                 io.MultiType.Input(
                     "landmarks",

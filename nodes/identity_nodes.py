@@ -33,7 +33,10 @@ class LoadIdentityWeights(io.ComfyNode):
             category=CATEGORY,
             description="Weights that turn a face into an identity: IP-Adapter FaceID (all kinds), plus-face, "
             "full-face, InstantID, or MagicID's own.",
-            search_aliases=["ipadapter", "faceid", "instantid", "identity", "MagicID"],
+            search_aliases=[
+                "ipadapter", "faceid", "instantid", "face model loader", "identity", "MagicID", "身份模型",
+                "加载模型", "人脸一致", "换脸",
+            ],
             inputs=[
                 io.Combo.Input(
                     "file",
@@ -98,7 +101,10 @@ class MagicIdIdentity(io.ComfyNode):
             category=CATEGORY,
             description="A person from one photo or several, for MagicID Apply. Chain one node for each person; their "
             "order is that of the regions.",
-            search_aliases=["face", "faceid", "instantid", "reference", "person"],
+            search_aliases=[
+                "face", "faceid", "instantid", "reference", "person", "character", "face swap", "人脸", "人物",
+                "参考图", "身份", "角色一致", "换脸",
+            ],
             inputs=[
                 WeightsType.Input("weights", tooltip="From Load Identity Weights, one for all people of a picture."),
                 io.Image.Input("image", tooltip="A photo of the person, or a batch of them. The largest face counts."),
@@ -165,7 +171,10 @@ class BlendIdentities(io.ComfyNode):
             display_name="Blend Identities",
             category=CATEGORY,
             description="A person between two: the last of each chain are mixed. Those before in the first chain stay.",
-            search_aliases=["mix faces", "morph", "identity"],
+            search_aliases=[
+                "mix faces", "morph", "merge faces", "blend faces", "face interpolation", "identity", "混合人脸",
+                "融合人脸", "融脸", "身份",
+            ],
             inputs=[
                 IdentitiesType.Input("first", tooltip="Whose last person is mixed."),
                 IdentitiesType.Input("second", tooltip="Whose last person is mixed into it."),
@@ -193,7 +202,9 @@ class SaveIdentities(io.ComfyNode):
             category=CATEGORY,
             description="Writes the people of a chain to models/identities as one safetensors file, without their "
             "photos.",
-            search_aliases=["store face", "faceid embeds", "identity"],
+            search_aliases=[
+                "store face", "save face", "faceid embeds", "character", "identity", "保存人脸", "保存角色", "身份",
+            ],
             is_output_node=True,
             inputs=[
                 IdentitiesType.Input("identities", tooltip="All people of the chain are saved."),
@@ -221,7 +232,9 @@ class LoadIdentities(io.ComfyNode):
             display_name="Load Identities",
             category=CATEGORY,
             description="Loads people from models/identities: no photos and no face models are needed.",
-            search_aliases=["stored face", "faceid embeds", "identity"],
+            search_aliases=[
+                "stored face", "load face", "faceid embeds", "character", "identity", "加载人脸", "加载角色", "身份",
+            ],
             inputs=[
                 WeightsType.Input("weights", tooltip="The weights they were made with, from Load Identity Weights."),
                 io.Combo.Input(

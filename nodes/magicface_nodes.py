@@ -32,7 +32,10 @@ class MagicFaceReference(io.ComfyNode):
             display_name="MagicFace Reference",
             category=CATEGORY,
             description="A person, garment, accessory or texture to take over into the picture; chain one node each.",
-            search_aliases=["reference image", "identity", "subject", "concept", "face"],
+            search_aliases=[
+                "reference image", "identity", "subject", "concept", "face", "consistent character", "outfit",
+                "clothes", "参考图", "人脸参考", "角色参考", "角色一致", "服装", "换装",
+            ],
             inputs=[
                 io.Image.Input(
                     "image", tooltip="A picture of the concept, of any size and shape; a batch is several views of it."
@@ -106,7 +109,7 @@ class MagicFaceOptions(io.ComfyNode):
             display_name="MagicFace Options",
             category=CATEGORY,
             description="Finer settings for MagicFace Apply. Without this node Apply works with the values it shows.",
-            search_aliases=["reference attention", "semantic map", "S-CFG"],
+            search_aliases=["reference attention", "semantic map", "S-CFG", "参考注意力", "语义图", "参考设置"],
             inputs=[
                 io.Combo.Input(
                     "weighting",
@@ -249,7 +252,11 @@ class MagicFaceApply(io.ComfyNode):
             category=CATEGORY,
             description="Training-free personalisation: while sampling, the picture looks up its concepts in the "
             "references. Use both outputs: the prompt is what the concepts' places are found by.",
-            search_aliases=["personalization", "identity", "reference attention", "RSA", "RBA", "face"],
+            search_aliases=[
+                "personalization", "identity", "reference attention", "reference only", "consistent character",
+                "same face", "face", "face swap", "RSA", "RBA", "角色一致", "人脸一致", "人物一致", "身份保持",
+                "个性化", "参考图", "换脸",
+            ],
             inputs=[
                 io.Model.Input(
                     "model", tooltip="SD1.x, SD2.x or SDXL. LoRAs, ControlNet and other patches keep working."
@@ -320,7 +327,9 @@ class MagicFacePreview(io.ComfyNode):
             display_name="MagicFace Preview",
             category=CATEGORY,
             description="Shows where the model saw each concept, and where in the references it looked.",
-            search_aliases=["semantic map", "attention map", "correspondence", "debug"],
+            search_aliases=[
+                "semantic map", "attention map", "correspondence", "debug", "注意力图", "语义图", "对应关系", "调试",
+            ],
             is_output_node=True,
             inputs=[
                 io.Latent.Input("samples", tooltip="The sampler's output; tells which run to show, and waits for it."),

@@ -35,7 +35,10 @@ class MagicIdRegions(io.ComfyNode):
             category=CATEGORY,
             description="A place for each person, from masks, boxes, a pose or the faces of a draft, with a preview of "
             "who goes where.",
-            search_aliases=["regional", "mask per person", "bounding box", "pose", "multiple people"],
+            search_aliases=[
+                "regional", "mask per person", "bounding box", "pose", "multiple people", "couple", "多人", "双人",
+                "分区", "区域提示", "多人遮罩",
+            ],
             inputs=[
                 io.MultiType.Input(
                     "where",
@@ -97,7 +100,10 @@ class MagicIdApply(io.ComfyNode):
             category=CATEGORY,
             description="People act in the cross-attention of the model and of their ControlNet, each in their own "
             "region (MGMICA), or everywhere without regions.",
-            search_aliases=["ipadapter", "faceid", "instantid", "multiple people", "regional", "MagicID"],
+            search_aliases=[
+                "ipadapter", "faceid", "instantid", "multiple people", "regional", "consistent character",
+                "face swap", "identity", "MagicID", "多人", "双人", "角色一致", "人脸一致", "身份保持", "换脸",
+            ],
             inputs=[*_sampler_inputs(), *_people_inputs(), *_control_inputs()],
             outputs=[
                 io.Model.Output("model_out", "model", tooltip="For the sampler."),
@@ -173,7 +179,7 @@ class MagicIdOptions(io.ComfyNode):
             display_name="MagicID Options",
             category=CATEGORY,
             description="Finer settings for MagicID Apply. Without this node Apply works with the values it shows.",
-            search_aliases=["faceid lora", "instantid strength", "overlap", "MGMICA"],
+            search_aliases=["faceid lora", "instantid strength", "overlap", "MGMICA", "多人", "区域重叠", "身份强度"],
             inputs=[*_network_options(), *_control_options()],
             outputs=[OptionsType.Output("options_out", "options", tooltip="For MagicID Apply.")],
         )

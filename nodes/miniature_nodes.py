@@ -22,7 +22,7 @@ class MiniatureLoader(io.ComfyNode):
                 "people. It makes small pictures in seconds on a CPU, so that every example works before any "
                 "checkpoint is downloaded. Replace it by Load Checkpoint to work on your own model."
             ),
-            search_aliases=["checkpoint", "demo model", "tiny sd"],
+            search_aliases=["checkpoint", "load model", "demo model", "tiny sd", "加载模型", "大模型", "小模型"],
             inputs=[],
             outputs=[
                 io.Model.Output(tooltip="The miniature's UNet, of SD1.5's structure. Its help names its best size."),

@@ -23,7 +23,10 @@ class MiniatureSample(io.ComfyNode):
                 "Draws a person of the miniature's world: a reference picture with exact masks and the caption that "
                 "describes it, all fixed by the seeds. Use your own picture and mask with a real checkpoint."
             ),
-            search_aliases=["reference", "drawn person", "test image"],
+            search_aliases=[
+                "drawn person", "test image", "example picture", "sample face", "示例图", "测试图", "示例人物",
+                "卡通人物",
+            ],
             inputs=[
                 io.Int.Input(
                     "identity", default=1, min=0, max=2**31 - 1,

@@ -60,7 +60,11 @@ class PersonaTrain(io.ComfyNode):
             category=CATEGORY,
             description="Learns a person, animal, object or style from one or more pictures (PersonaMagic). The model "
             "itself is not changed; what is learnt is a file of about 5 MB.",
-            search_aliases=["personalization", "textual inversion", "face training", "identity", "dreambooth"],
+            search_aliases=[
+                "personalization", "textual inversion", "face training", "train face", "train character", "identity",
+                "consistent character", "dreambooth", "训练人脸", "训练角色", "炼丹", "个性化", "角色一致",
+                "文本反转",
+            ],
             inputs=[
                 io.Model.Input(
                     "model", tooltip="SD1.x, SD2.x or SDXL, unquantised. Stays as it is; LoRAs on it count."
@@ -130,7 +134,10 @@ class PersonaTrainOptions(io.ComfyNode):
             display_name="Persona Train Options",
             category=CATEGORY,
             description="Finer settings for Persona Train. Without this node it works with the values shown here.",
-            search_aliases=["training settings", "learning rate", "steps", "identity loss", "PersonaMagic"],
+            search_aliases=[
+                "training settings", "learning rate", "steps", "identity loss", "PersonaMagic", "训练参数", "学习率",
+                "训练设置",
+            ],
             inputs=[*_training_inputs(), *_stage_inputs(), *_persona_inputs(), *_picture_inputs(), *_run_inputs()],
             outputs=[TrainOptionsType.Output("options_out", "options", tooltip="For Persona Train.")],
         )
@@ -356,7 +363,10 @@ class PersonaApply(io.ComfyNode):
             category=CATEGORY,
             description="Encodes a prompt that contains personas. Use both outputs with the sampler: the conditioning "
             "carries the personas, the model speaks them at the right steps, whatever the sampler.",
-            search_aliases=["personalization", "identity", "prompt", "face", "PersonaMagic"],
+            search_aliases=[
+                "personalization", "identity", "prompt", "face", "consistent character", "PersonaMagic", "角色一致",
+                "人物一致", "个性化", "人脸", "身份", "提示词",
+            ],
             inputs=[
                 io.Model.Input("model", tooltip="The base the persona was trained on, or a relative of it."),
                 io.Clip.Input("clip", tooltip="Its text encoder."),
@@ -400,7 +410,10 @@ class PersonaLoad(io.ComfyNode):
             display_name="Persona Load",
             category=CATEGORY,
             description="Loads a persona from models/personas.",
-            search_aliases=["personalization", "identity", "embedding", "PersonaMagic"],
+            search_aliases=[
+                "personalization", "identity", "embedding", "load character", "PersonaMagic", "加载角色", "加载人物",
+                "嵌入", "身份",
+            ],
             inputs=[
                 io.Combo.Input(
                     "persona", options=files.list_personas(), tooltip="A file in the models folder 'personas'."
@@ -448,7 +461,10 @@ class PersonaSave(io.ComfyNode):
             display_name="Persona Save",
             category=CATEGORY,
             description="Writes a persona to models/personas as one safetensors file.",
-            search_aliases=["save embedding", "export persona", "PersonaMagic"],
+            search_aliases=[
+                "save embedding", "save character", "export persona", "identity", "PersonaMagic", "保存角色",
+                "保存人物", "导出", "身份",
+            ],
             is_output_node=True,
             inputs=[
                 PersonasType.Input("personas", tooltip="The last persona of the chain is saved."),
@@ -477,7 +493,9 @@ class PersonaInfo(io.ComfyNode):
             category=CATEGORY,
             description="Lists the personas of a chain and the files in models/personas, and draws the stage of the "
             "last one.",
-            search_aliases=["list personas", "persona metadata", "PersonaMagic"],
+            search_aliases=[
+                "list personas", "persona metadata", "training info", "PersonaMagic", "角色列表", "训练信息", "查看",
+            ],
             is_output_node=True,
             inputs=[PersonasType.Input("personas", optional=True, tooltip="A chain of personas; may be empty.")],
             outputs=[
@@ -507,7 +525,10 @@ class PersonaImport(io.ComfyNode):
             category=CATEGORY,
             description="Reads mapper-steps-N.pt of the published PersonaMagic code. Nothing in the file is run; a "
             "file that asks for more than tensors is refused.",
-            search_aliases=["mapper-steps", "load mapper", "PersonaMagic checkpoint"],
+            search_aliases=[
+                "mapper-steps", "load mapper", "convert persona", "PersonaMagic checkpoint", "导入角色", "导入模型",
+                "转换",
+            ],
             inputs=[
                 io.Clip.Input("clip", tooltip="Text encoder of the base it was trained on; gives the word's vector."),
                 io.String.Input("path", default="", tooltip="Path of mapper-steps-N.pt."),
