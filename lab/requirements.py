@@ -3,8 +3,8 @@
 ``run.py`` reads this before anything is installed, so it uses the standard library and, where ``packaging`` is not
 there yet, pip's own copy of it.
 
-``python -m lab.requirements EXTRA...`` prints an extra's own lines for pip; ``python run.py dev requirements`` writes
-``requirements.txt``, which ComfyUI Manager reads.
+``python -m lab.requirements EXTRA...`` prints what pip is given for extras, one call a line; ``python run.py
+dev requirements`` writes ``requirements.txt``, which ComfyUI Manager reads.
 """
 
 from __future__ import annotations
@@ -95,4 +95,5 @@ def main(argv: Sequence[str] = ()) -> int:
 
 
 if __name__ == "__main__":
-    print("\n".join(extra_lines(sys.argv[1:])))
+    for call in batches(map(Requirement, extra_lines(sys.argv[1:]))):
+        print(*(str(argument).replace(" ", "") for argument in call))

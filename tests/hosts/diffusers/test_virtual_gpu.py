@@ -10,11 +10,15 @@ import torch
 
 from lab.people import draw_person
 from lab.virtual_gpu import DEVICE, move, virtual_gpu
+from likeness.core.diir.request import DiirRequest
+from likeness.core.magicface.cache import ReferenceCache
 from likeness.core.magicface.request import MagicFaceRequest, Reference
 from likeness.core.persona.mapper import Mapper, MapperConfig
 from likeness.core.persona.persona import Persona
 from likeness.core.persona.stages import Stages
 from likeness.core.persona.text import supercategory_embedding
+from likeness.faces.interface import Face
+from likeness.hosts.diffusers.diir import Repair, repair_faces, target_of
 from likeness.hosts.diffusers.miniature import miniature
 from likeness.hosts.diffusers.persona import clip_text
 from likeness.hosts.diffusers.pipeline import Pipeline
@@ -53,3 +57,33 @@ def test_persona_and_magicface_together(given: tuple[Persona, Reference]) -> Non
         assert made.device == DEVICE
         assert log.syncs <= 30, "what is given is brought there once; then a step waits for the host's time and our map"
         torch.testing.assert_close(made.cpu(), wanted, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("keep_style", ["off", "paper"])
+def test_repairing_a_face_mixes_no_devices_and_waits_for_nothing_in_a_step(keep_style: str) -> None:
+    person, picture = draw_person(1, SIDE), draw_person(2, 2 * SIDE).image
+    face = Face((48.0, 40.0, 70.0, 68.0), 1.0)
+
+    def repaired(pipeline: Pipeline, steps: int) -> torch.Tensor:
+        target = target_of(pipeline, [person.image], person.word, [person.mask], weight=1.0)
+        cache = ReferenceCache(host_mb=0)  # what goes to pinned memory after a run waits where there is none to pin
+        target = replace(target, request=replace(target.request, cache=cache))
+        request = DiirRequest(steps=steps, keep_style=keep_style)
+        return repair_faces(pipeline, [picture], [Repair(0, face, target)], request).pictures[0]
+
+    small = replace(miniature(), side=SIDE)
+    wanted = repaired(small, 3)
+    with virtual_gpu() as log, torch.no_grad():
+        pipeline = replace(
+            on_gpu(small), encode_image=lambda x: small.encode_image(x.cpu()).to(DEVICE),
+            decode_image=lambda z: small.decode_image(z.cpu()).to(DEVICE),
+        )  # fmt: skip
+        waits = []
+        for steps in (3, 6):
+            log.clear()
+            made = repaired(pipeline, steps)
+            waits.append(log.syncs)
+            if steps == 3:
+                torch.testing.assert_close(made.cpu(), wanted, rtol=1e-3, atol=1e-3)
+    calls = 1 + 1 + 1  # inversion, references, restoration: diffusers brings each call's timestep by a copy
+    assert waits[1] - waits[0] <= 3 * (calls + 1)  # and the references' noise is drawn on the CPU, as every seed is
