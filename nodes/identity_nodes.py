@@ -102,8 +102,8 @@ class MagicIdIdentity(io.ComfyNode):
             description="A person from one photo or several, for MagicID Apply. Chain one node for each person; their "
             "order is that of the regions.",
             search_aliases=[
-                "face", "identity", "faceid", "instantid", "reference", "person", "character", "face swap", "人脸", "人物",
-                "参考图", "身份", "角色一致", "换脸",
+                "face", "identity", "faceid", "instantid", "reference", "person", "character", "face swap",
+                "人脸", "人物", "参考图", "身份", "角色一致", "换脸",
             ],
             inputs=[
                 WeightsType.Input("weights", tooltip="From Load Identity Weights, one for all people of a picture."),
