@@ -34,11 +34,14 @@ COMMANDS = {
     "persona": ("lab.persona", "", "PersonaMagic: demo, train, play, prove, benchmark"),
     "diir": ("lab.diir", "", "DIIR face repair: demo, prove, benchmark"),
     "idzoom": ("lab.idzoom.command", "", "MagicID's data engine: pictures in, training shards out"),
+    "miniature": ("lab.miniature", "", "the drawn model: train, report"),
     "evaluation": ("lab.evaluation.command", "", "the papers' metrics over folders of pictures"),
     "prove": ("lab.prove", "", "what the miniature shows of the papers, and docs/results.md of it"),
-    "miniature": ("lab.miniature", "", "the drawn model: train, report"),
     "dev": ("lab.dev", "", "for developers: workflows, locales, thumbnails, hero, requirements"),
 }
+
+#: the first command of a part of the help -> its heading
+HEADINGS = {"demo": "Start here", "magicface": "Systems", "miniature": "The drawn model, measures", "dev": "Developers"}
 
 
 def main(argv: list[str]) -> int:
@@ -55,9 +58,17 @@ def main(argv: list[str]) -> int:
 
 
 def usage() -> str:
-    """The commands, one a line."""
-    rows = "\n".join(f"  {name:<11} {text}" for name, (_, _, text) in COMMANDS.items())
-    return f"python run.py <command> [options]\n\n{rows}\n\npython run.py <command> --help lists a command's options."
+    """The commands, one a line, in parts."""
+    rows = []
+    for name, (_, _, text) in COMMANDS.items():
+        rows += [f"\n{HEADINGS[name]}:"] if name in HEADINGS else []
+        rows.append(f"  {name:<11} {text}")
+    listed = "\n".join(rows)
+    return (
+        "usage: run.py COMMAND [VERB] [options]\n\n"
+        "Everything that runs without ComfyUI. It sets itself up at its first use.\n"
+        f"{listed}\n\nrun.py COMMAND --help lists the verbs or options of a command."
+    )
 
 
 def run_module(command: str, arguments: list[str]) -> int:
