@@ -30,7 +30,7 @@ PYTHONS = ((3, 10), (3, 13))
 COMMANDS = {
     "demo": ("lab.magicface", "demo", "MagicFace and DIIR on the miniature: pictures and tables of measured effects"),
     "test": ("", "", "run the tests; further arguments go to pytest"),
-    "magicface": ("lab.magicface", "", "MagicFace: demo, benchmark"),
+    "magicface": ("lab.magicface", "", "MagicFace: demo, prove, benchmark"),
     "persona": ("lab.persona", "", "PersonaMagic: demo, train, play, prove, benchmark"),
     "diir": ("lab.diir", "", "DIIR face repair: demo, prove, benchmark"),
     "idzoom": ("lab.idzoom.command", "", "MagicID's data engine: pictures in, training shards out"),
