@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-#: Up to this many tokens (all identities together) the probabilities are formed; beyond it the fast kernel runs.
+#: Up to this many tokens of several identities the probabilities are formed, for one product to sum them; beyond it,
+#: and for one identity, the fast kernel runs.
 MAP_COLUMNS = 256
 
 
@@ -29,6 +31,14 @@ class IdentityKeys:
     k: Tensor
     v: Tensor
     valid: Tensor | None = None
+
+    @cached_property
+    def laid(self) -> tuple[Tensor, Tensor, Tensor]:
+        """All identities' tokens in a row: keys ``B H D (N L)``, values ``B H (N L) D``, what is added to logits."""
+        k = self.k.permute(0, 2, 4, 1, 3).flatten(-2).contiguous()
+        v = self.v.permute(0, 2, 1, 3, 4).flatten(2, 3).contiguous()
+        bias = self.k.new_zeros(self.k.shape[1], self.k.shape[3])
+        return k, v, (bias if self.valid is None else bias.masked_fill(~self.valid, float("-inf"))).flatten()
 
     def of(self, rows: Tensor) -> IdentityKeys:
         """The keys of some rows (an index ``R``), repeated or reordered."""
@@ -78,16 +88,15 @@ def mgmica(q: Tensor, keys: IdentityKeys, weights: Tensor) -> Tensor:
     """
     identities, tokens = keys.k.shape[1], keys.k.shape[3]
     weights = weights.to(q.dtype)
-    if identities * tokens > MAP_COLUMNS:
+    if identities == 1 or identities * tokens > MAP_COLUMNS:
         return _by_kernel(q, keys, weights)
+    rows, heads, queries, width = q.shape
+    bias = keys.laid[2]
+    k, v = (x.expand(rows, *x.shape[1:]).flatten(0, 1) for x in keys.laid[:2])
+    logits = torch.baddbmm(bias, q.flatten(0, 1), k, alpha=width**-0.5).view(rows, heads, queries, identities, tokens)
     # a mask that weighs an identity's output also weighs its probabilities, so one product sums all identities
-    k, v = (x.transpose(1, 2).flatten(2, 3) for x in (keys.k, keys.v))  # B H (N L) D
-    logits = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
-    logits = logits.unflatten(-1, (identities, tokens))  # B H T N L
-    if keys.valid is not None:
-        logits = logits.masked_fill(~keys.valid, float("-inf"))
     share = logits.softmax(dim=-1) * weights.transpose(1, 2)[:, None, :, :, None]
-    return share.flatten(-2) @ v
+    return torch.bmm(share.flatten(0, 1).flatten(-2), v).view(rows, heads, queries, width)
 
 
 def _by_kernel(q: Tensor, keys: IdentityKeys, weights: Tensor) -> Tensor:
@@ -97,4 +106,5 @@ def _by_kernel(q: Tensor, keys: IdentityKeys, weights: Tensor) -> Tensor:
     q, k, v = (x.expand(batch, identities, *x.shape[2:]).flatten(0, 1) for x in (q[:, None], keys.k, keys.v))
     mask = None if keys.valid is None else keys.valid.repeat(batch, 1)[:, None, None]  # (B N) 1 1 L
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask).unflatten(0, (batch, identities))
-    return (out * weights[:, :, None, :, None]).sum(dim=1)
+    weighted = out * weights[:, :, None, :, None]
+    return weighted[:, 0] if identities == 1 else weighted.sum(dim=1)

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..attention import merge_heads, split_heads
+from ..attention import split_heads
 from ..blocks import BlockId, UNetLayout
 from ..errors import LikenessError
 from ..masks import FULL_FRAME, Frame, Grid, token_grid
@@ -21,6 +21,9 @@ from ..schedule import Schedule
 from .attention import IdentityKeys, mgmica
 from .masks import RegionMasks
 from .projections import IdentityAttention
+
+#: Layouts of rows whose keys a run keeps (both guidance rows; each alone; tiles).
+LAYOUTS = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,7 +105,7 @@ class MagicIdRun:
     unfit: set[str] = field(default_factory=set)  # levels whose tokens are no grid of the picture
     _keys: dict[BlockId, LayerKeys] = field(default_factory=dict)
     _weights: dict[tuple, tuple[Tensor, tuple[int, ...]] | None] = field(default_factory=dict)
-    _rows: dict[tuple[bool, ...], Tensor] = field(default_factory=dict)
+    _laid: dict[tuple, dict[BlockId, IdentityKeys]] = field(default_factory=dict)  # the youngest last
 
     def __post_init__(self) -> None:
         self.schedule = Schedule(self.sigmas)
@@ -134,7 +137,7 @@ class MagicIdRun:
         """Drop everything that was made for the run."""
         self._keys.clear()
         self._weights.clear()
-        self._rows.clear()
+        self._laid.clear()
 
     def keys(self, block: BlockId, like: Tensor) -> LayerKeys:
         """A block's keys where the model computes, moved there once."""
@@ -143,12 +146,30 @@ class MagicIdRun:
             known = self._keys[block] = self.layers[block].to(like)
         return known
 
-    def rows(self, conditional: tuple[bool, ...], like: Tensor) -> Tensor:
-        """Per row the index of its keys, made once for each layout of rows."""
-        known = self._rows.get(conditional)
-        if known is None or known.device != like.device:
-            known = self._rows[conditional] = torch.tensor([int(c) for c in conditional], device=like.device)
-        return known
+    def laid(
+        self, block: BlockId, conditional: tuple[bool, ...], present: tuple[int, ...], heads: int, like: Tensor
+    ) -> IdentityKeys:
+        """A block's keys for rows of a call, ``B N H L D`` (``1 N H L D`` where all rows are of one kind).
+
+        Calls of a run are much alike: those of the last few layouts are kept.
+        """
+        layout = (conditional, present, heads, like.device, like.dtype)
+        known = self._laid.pop(layout, {})
+        self._laid[layout] = known  # now the youngest
+        if len(self._laid) > LAYOUTS:
+            del self._laid[next(iter(self._laid))]
+        if block not in known:
+            known[block] = self._lay(self.keys(block, like), conditional, heads).only(present)
+        return known[block]
+
+    def _lay(self, layer: LayerKeys, conditional: tuple[bool, ...], heads: int) -> IdentityKeys:
+        kinds = set(conditional)
+        if len(kinds) == 1:
+            k, v = (x[int(True in kinds)][None] for x in (layer.k, layer.v))
+        else:  # a stack of views: an index would have to be brought to the device
+            k, v = (torch.stack([x[int(c)] for c in conditional]) for x in (layer.k, layer.v))
+        k, v = (x.unflatten(-1, (heads, -1)).transpose(2, 3) for x in (k, v))
+        return IdentityKeys(k, v, layer.valid)
 
     def weights(
         self, grid: Grid, frames: tuple[Frame | None, ...], active: tuple[int, ...], like: Tensor
@@ -210,16 +231,5 @@ class MagicIdCall:
         if found is None:
             return attended
         weights, present = found
-        keys = self._keys(run.keys(block, q), heads).only(present)
-        return attended + merge_heads(mgmica(split_heads(q, heads), keys, weights)).to(attended)
-
-    def _keys(self, layer: LayerKeys, heads: int) -> IdentityKeys:
-        """Each row's keys ``B N H L D`` (``1 N H L D`` where all rows are of one kind)."""
-        kinds = set(self.conditional)
-        if len(kinds) == 1:
-            k, v = (x[int(True in kinds)][None] for x in (layer.k, layer.v))
-        else:
-            rows = self.run.rows(self.conditional, layer.k)
-            k, v = layer.k[rows], layer.v[rows]
-        k, v = (x.unflatten(-1, (heads, -1)).transpose(2, 3) for x in (k, v))
-        return IdentityKeys(k, v, layer.valid)
+        added = mgmica(split_heads(q, heads), run.laid(block, self.conditional, present, heads, q), weights)
+        return (attended.unflatten(-1, (heads, -1)) + added.transpose(1, 2).to(attended)).flatten(-2)
