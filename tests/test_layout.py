@@ -120,7 +120,7 @@ def test_core_uses_torch_and_the_standard_library_only() -> None:
 ONLY_IN = {
     "diffusers": ("likeness/hosts/diffusers", "lab"),
     "transformers": ("likeness/hosts/diffusers", "likeness/training", "lab"),
-    "accelerate": ("likeness/hosts/diffusers", "lab"),
+    "accelerate": ("likeness/training/magicid", "likeness/hosts/diffusers", "lab"),
     "psutil": ("lab",),
     "tqdm": ("lab",),
     "skia": ("likeness/miniature/world",),

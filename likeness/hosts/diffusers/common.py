@@ -14,12 +14,12 @@ WEIGHT_SAMPLES = 64  # elements of each weight that go into a model's digest
 
 
 def transformer_blocks(unet: torch.nn.Module) -> Iterator[tuple[str, BlockId]]:
-    """Every transformer block of a UNet as (module path, identity), in execution order.
+    """Every transformer block of a UNet (or of a ControlNet) as (module path, identity), in execution order.
 
     Raises:
-        LikenessError: the model is no UNet of diffusers' make.
+        LikenessError: the model is neither, of diffusers' make.
     """
-    if not hasattr(unet, "down_blocks") or not hasattr(unet, "up_blocks"):
+    if not hasattr(unet, "down_blocks") or not hasattr(unet, "mid_block"):
         raise bad_input(
             "model",
             type(unet).__name__,
@@ -28,7 +28,7 @@ def transformer_blocks(unet: torch.nn.Module) -> Iterator[tuple[str, BlockId]]:
         )
     for section in ("down", "mid", "up"):
         single = section == "mid"
-        levels = [getattr(unet, "mid_block", None)] if single else getattr(unet, f"{section}_blocks")
+        levels = [getattr(unet, "mid_block", None)] if single else getattr(unet, f"{section}_blocks", ())
         for level, module in enumerate(levels):
             root = "mid_block" if single else f"{section}_blocks.{level}"
             for attention, transformer in enumerate(getattr(module, "attentions", None) or ()):

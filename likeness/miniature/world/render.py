@@ -63,7 +63,7 @@ def ground_truth(picture: Picture, size: int = 256) -> list[FigureTruth]:
             person=people[i] & ~hidden,
             face=_mask(figure, size, draw_face) & ~hidden,
             accessory=item & ~hidden,
-            box=_face_box(figure, size, face.half_width),
+            box=face_box(figure, size),
             five=np.array(place(figure, size, five_points(face))),
             dense=dense,
             joints=dict(zip(names, place(figure, size, list(names.values())), strict=True)),
@@ -86,7 +86,9 @@ def item_mask(picture: Picture, size: int = 256) -> np.ndarray:
     return _pixels(surface)[..., 3] > OPAQUE
 
 
-def _face_box(figure: Figure, size: int, half_width: float) -> tuple[float, float, float, float]:
+def face_box(figure: Figure, size: int = 256) -> tuple[float, float, float, float]:
+    """Box of a figure's face, x0, y0, x1, y1 in pixels, whatever hides it."""
+    half_width = face_of(figure.identity).half_width
     x, y, s = figure.centre[0] * size, figure.centre[1] * size, figure.head * size
     return x - half_width * s, y - 0.5 * s, x + half_width * s, y + 0.5 * s
 

@@ -1,0 +1,245 @@
+"""``python run.py magicid``: MagicID's own weights trained (Multi-Mode Fusion) and measured, without ComfyUI.
+
+``train`` learns identity attention and the Identity ControlNet: of the miniature on drawn people, or of a checkpoint
+on what ``run.py idzoom`` made of photographs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import json
+import logging
+import time
+from collections.abc import Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from lab.magicid_people import LANDMARKS, SKELETON, Size, cached
+from lab.magicid_shards import Reader
+from lab.verbs import run_verb
+from likeness.core.errors import bad_input
+from likeness.core.magicid.encoder import EncoderShape, build_encoder
+from likeness.formats.magicid import save_magicid
+from likeness.hosts.diffusers.checkpoints import load_checkpoint
+from likeness.hosts.diffusers.common import unet_layout
+from likeness.hosts.diffusers.magicid import new_attention, new_control, training_host
+from likeness.hosts.diffusers.miniature import miniature
+from likeness.hosts.diffusers.pipeline import Pipeline
+from likeness.miniature.faces import MiniatureEmbedder
+from likeness.training.magicid.model import MagicIdModel
+from likeness.training.magicid.request import CONTROL, PRECISIONS, UNET, MagicIdTraining, Phase, StepReport
+from likeness.training.magicid.samples import Sample
+from likeness.training.magicid.trainer import MagicIdTrainer, train
+
+log = logging.getLogger("likeness")
+
+OUTPUT = Path(__file__).parents[1] / "output" / "magicid"
+PLACES = {"unet": (UNET,), "control": (CONTROL,), "both": (UNET, CONTROL)}
+TOKENS = 8
+
+#: The miniature's recipe: the UNet's identity attention first, then the ControlNet's from the same encoder.
+MINIATURE_PHASES = (
+    Phase("identity", 1000, (UNET,)),
+    Phase("landmarks", 80, (CONTROL,), (LANDMARKS,), encoder=False),
+    Phase("skeletons", 120, (CONTROL,), (SKELETON,), encoder=False),
+    Phase("everything", 500, (CONTROL,), (LANDMARKS, SKELETON), clone_every=10, encoder=False),
+)
+MINIATURE = MagicIdTraining(
+    phases=MINIATURE_PHASES, batch=8, learning_rate=1.2e-3, control_rate=0.5, betas=(0.9, 0.99), weight_decay=1e-3,
+    nobody=0.05, alike=0.5, balanced=True, ema=0.995,
+)  # fmt: skip
+HELD_OUT = Size(0, 48)
+GAUGED = 24  # of them, in the paired gap
+SEED, HELD_OUT_SEED = 1, 77
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit code."""
+    return run_verb("magicid", "MagicID: several identities where they belong.", VERBS, argv)
+
+
+# --- training ---------------------------------------------------------------------------------------------------------
+
+
+def fresh_model(pipeline: Pipeline, host: Any, places: Sequence[str], control: Any, vector: int) -> MagicIdModel:
+    """An untrained encoder with untrained identity attention: nothing changes yet."""
+    width = pipeline.unet.config.cross_attention_dim
+    encoder = build_encoder(EncoderShape("vector", width, TOKENS, vector))
+    with torch.no_grad():  # unit vectors have small components
+        encoder.proj[0].weight.mul_(vector**0.5)
+    networks = {UNET: pipeline.unet, CONTROL: control}
+    attention = {place: new_attention(networks[place], width) for place in places}
+    layouts = {place: unet_layout(networks[place]) for place in places}
+    return MagicIdModel(host, encoder, attention, layouts, control if CONTROL in places else None)
+
+
+@contextmanager
+def made(pipeline: Pipeline, config: MagicIdTraining, vector: int) -> Any:
+    """The model of a training, its frozen base open."""
+    torch.manual_seed(config.seed)
+    control = new_control(pipeline.unet) if CONTROL in config.places else None
+    with training_host(pipeline.unet, pipeline.alphas_cumprod, control, config.checkpointing) as host:
+        yield fresh_model(pipeline, host, config.places, control, vector)
+
+
+class Log:
+    """One JSON object a line in ``log.jsonl``, a line on the screen every few seconds, TensorBoard where asked for."""
+
+    def __init__(self, trainer: MagicIdTrainer, file: Path, every: float = 10.0) -> None:
+        self.trainer, self.file, self.every, self.last, self.losses = trainer, file, every, 0.0, []
+
+    def __call__(self, report: StepReport) -> None:
+        """After every step."""
+        self.losses = [*self.losses[-99:], report.loss]
+        if report.clone or report.step % 20 == 0:
+            mean = sum(self.losses) / len(self.losses)
+            self.write(report.step, phase=report.phase, loss=mean, seconds=report.seconds, **report.parts)
+        now = time.monotonic()
+        if now - self.last > self.every and self.trainer.accelerator.is_main_process:
+            self.last = now
+            share = report.position / self.trainer.config.steps
+            log.info("step %d (%.0f%%), %s, loss %.4f", report.step, 100 * share, report.phase, self.losses[-1])
+
+    def measured(self, step: int, gaps: dict[str, float]) -> None:
+        """After a measurement of the paired gaps."""
+        if gaps:
+            self.write(step, phase=self.trainer.phase.name, **gaps)
+
+    def write(self, step: int, **values: Any) -> None:
+        """One line; numbers to four digits."""
+        numbers = {k: float(f"{v:.4g}") for k, v in values.items() if isinstance(v, float)}
+        self.trainer.accelerator.log(numbers, step)
+        if self.trainer.accelerator.is_main_process:
+            with self.file.open("a") as file:
+                file.write(json.dumps({"step": step, **values, **numbers}) + "\n")
+
+
+def config_of(options: argparse.Namespace) -> MagicIdTraining:
+    """The request: the miniature's recipe, or with a checkpoint the paper's, changed by what was given."""
+    config = MagicIdTraining() if options.checkpoint else MINIATURE
+    names = ("minutes", "batch", "accumulate", "learning_rate", "precision", "seed", "cfa_weight", "cfa_grid", "ema")
+    given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    phases = config.phases
+    if options.places and options.checkpoint:
+        phases = tuple(replace(p, places=PLACES[options.places]) for p in phases)
+    elif options.places:
+        phases = tuple(p for p in phases if set(p.places) <= set(PLACES[options.places]))
+    if options.steps:
+        total = sum(p.steps for p in phases)
+        phases = tuple(replace(p, steps=max(1, round(p.steps * options.steps / total))) for p in phases)
+    if options.clone_every is not None:
+        phases = tuple(replace(p, clone_every=options.clone_every if p.clone_every else 0) for p in phases)
+    return replace(config, phases=phases, checkpointing=options.checkpointing, **given)
+
+
+def training_parser() -> argparse.ArgumentParser:
+    """Options of ``train``."""
+    parser = argparse.ArgumentParser(prog="run.py magicid train", description=inspect.getdoc(run_training))
+    add = parser.add_argument
+    add("--out", type=Path, default=OUTPUT / "train", help="folder of the weights, the log and the state")
+    add("--resume", action="store_true", help="go on with the unfinished training in --out")
+    add("--checkpoint", help="a local SD1.x file or folder, trained with --data; default: the miniature")
+    add("--data", type=Path, help="shards or a folder that run.py idzoom wrote; default: drawn people")
+    add("--side", type=int, help="side of the pictures in pixels (default: the model's)")
+    add("--minutes", type=float, help="wall-clock budget that phases and schedule fill (default: by steps)")
+    add("--steps", type=int, help="optimiser steps of all phases together (default 1700; checkpoint 1,150,000)")
+    add("--places", choices=tuple(PLACES), help="whose identity attention learns (default: UNet, then ControlNet; "
+                                                "checkpoint: ControlNet)")  # fmt: skip
+    add("--batch", type=int, help="pictures of a step, over all processes (default 8; checkpoint 128)")
+    add("--accumulate", type=int, help="parts a step is computed in (default 1)")
+    add("--learning-rate", type=float, help="AdamW's step size (default 1.2e-3; checkpoint 1e-4)")
+    add("--precision", choices=PRECISIONS, help="autocast (default no)")
+    add("--checkpointing", action="store_true", help="less memory, more time")
+    add("--clone-every", type=int, help="every so manieth step is on clone pictures (default 10), 0: never")
+    add("--cfa-weight", type=float, help="lambda of Eq. 4 (default 0.2)")
+    add("--cfa-grid", type=int, help="token grids must be finer for L_cfa (default 32; else the model's finest)")
+    add("--ema", type=float, help="decay of the average of the weights (default .995; checkpoint .9999)")
+    add("--seed", type=int, help="of every random choice (default 0)")
+    add("--scenes", type=int, default=Size.scenes, help=f"drawn scenes of 4 pictures (default {Size.scenes})")
+    add("--singles", type=int, default=Size.singles, help=f"other drawn pictures (default {Size.singles})")
+    add("--measure-every", type=int, default=150, help="steps between paired gaps (default 150), 0: never")
+    add("--tensorboard", action="store_true", help="write TensorBoard's files, too")
+    return parser
+
+
+def run_training(argv: Sequence[str]) -> int:
+    """Train identity attention and the Identity ControlNet by MMF; the same command under ``accelerate launch``."""
+    options = training_parser().parse_args(argv)
+    if options.checkpoint and not options.data:
+        raise bad_input("magicid train: --data", "nothing", "shards of photographs", "Make them with run.py idzoom.")
+    options.out.mkdir(parents=True, exist_ok=True)
+    config = config_of(options)
+    pipeline = base_model(options.checkpoint)
+    samples, held_out, embedder = training_set(options, config, pipeline)
+    with made(pipeline, config, samples[0].vectors.shape[-1]) as model:
+        trainer = make_trainer(config, model, samples, pipeline, held_out, options)
+        state, record = options.out / "state", Log(trainer, options.out / "log.jsonl")
+        if options.resume:
+            trainer.restore(state)
+            log.info("going on at step %d", trainer.step)
+        train(trainer, record, state, measure_every=options.measure_every, on_measure=record.measured)
+        if trainer.accelerator.is_main_process:
+            log.info("saved %s", export(trainer, options.out / "magicid.safetensors", embedder))
+        trainer.accelerator.end_training()
+    return 0
+
+
+def base_model(checkpoint: str | None) -> Pipeline:
+    """The checkpoint in float32, or the miniature.
+
+    Raises:
+        LikenessError: its family is not trained: SDXL (pooled text), or one that predicts velocity.
+    """
+    if checkpoint is None:
+        return miniature()
+    pipeline = load_checkpoint(checkpoint, dtype=torch.float32)
+    if pipeline.pool is not None or pipeline.prediction != "epsilon":
+        came = "SDXL" if pipeline.pool is not None else f"a model of {pipeline.prediction}"
+        raise bad_input("magicid train: --checkpoint", came, "SD1.x (or SD2.x that predicts noise)", "Use another one.")
+    return pipeline
+
+
+def training_set(
+    options: argparse.Namespace, config: MagicIdTraining, pipeline: Pipeline
+) -> tuple[list[Sample], list[Sample], str]:
+    """Samples to learn from, samples of others for the paired gap, and the name of the face recogniser."""
+    if options.data is None:
+        size = Size(options.scenes, options.singles)
+        samples = cached(pipeline, size, SEED, options.out / f"people_{size.scenes}_{size.singles}.pt")
+        held_out = cached(pipeline, HELD_OUT, HELD_OUT_SEED, options.out / "held_out.pt", held_out=True)
+        return samples, held_out[:GAUGED], MiniatureEmbedder.name
+    reader = Reader(pipeline, options.side, config.modes)
+    samples = reader.samples(options.data)
+    apart = min(GAUGED, len(samples) // 10)
+    return samples[apart:], samples[:apart], reader.embedder
+
+
+def make_trainer(
+    config: MagicIdTraining, model: MagicIdModel, samples: list[Sample], pipeline: Pipeline, held_out: list[Sample],
+    options: argparse.Namespace,
+) -> MagicIdTrainer:  # fmt: skip
+    """A trainer on Accelerate, as the options have it."""
+    loggers = {"log_with": "tensorboard", "project_dir": str(options.out)} if options.tensorboard else {}
+    accelerator = Accelerator(mixed_precision=config.precision, **loggers)
+    if options.tensorboard:
+        accelerator.init_trackers("magicid")
+    empty = pipeline.conditioning([""]).context[0].cpu()
+    return MagicIdTrainer(config, model, samples, empty, accelerator, held_out)
+
+
+def export(trainer: MagicIdTrainer, path: Path, embedder: str) -> Path:
+    """The averaged weights in half precision."""
+    told = {"minutes": round(trainer.spent / 60, 1), "batch": trainer.config.batch, "seed": trainer.config.seed}
+    told |= {"phases": [[p.name, p.steps, list(p.places), list(p.modes), p.clone_every] for p in trainer.config.phases]}
+    return save_magicid(trainer.weights(embedder, **told), path, torch.float16)
+
+
+VERBS = {
+    "train": (run_training, "learn identity attention and the Identity ControlNet by Multi-Mode Fusion"),
+}

@@ -1,0 +1,272 @@
+"""MagicID on diffusers: identities in the cross-attention of a UNet and of an Identity ControlNet."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from diffusers import ControlNetModel
+from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
+from torch import Tensor, nn
+
+from ...core.attention import attend
+from ...core.blocks import BlockId
+from ...core.magicid.projections import IdentityAttention
+from ...core.magicid.run import MagicIdRun, PlacedIdentity, project
+from ...core.schedule import schedule_sigmas, timestep_sigma
+from ...formats.magicid import MagicIdWeights
+from ...training.magicid.attention import TrainingCall
+from .common import transformer_blocks, unet_layout
+from .pipeline import Pipeline
+from .sampling import PlainSession, Rows, guided_denoiser, sample
+
+#: Pixels of a latent's side; pose pictures are folded by it.
+FOLD = 8
+PLAIN = (AttnProcessor, AttnProcessor2_0)
+
+
+class Call(Protocol):
+    """The identities' part in one model call."""
+
+    def add(self, block: BlockId, q: Tensor, attended: Tensor, heads: int) -> Tensor:
+        """``B T C`` queries and the text's attention -> ``B T C`` with the identities."""
+
+
+@dataclass(eq=False)
+class Slot:
+    """What the processors of one network look up: the call in progress, None for the text alone."""
+
+    call: Call | None = None
+
+
+class _Processor:
+    """Cross-attention of one block: text, and whatever the slot's call adds."""
+
+    def __init__(self, slot: Slot, block: BlockId, original: Any) -> None:
+        self.slot, self.block, self.original = slot, block, original
+
+    def __call__(
+        self, attn: nn.Module, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None, *args: Any,
+        **kwargs: Any,
+    ) -> Tensor:  # fmt: skip
+        call = self.slot.call
+        if call is None:
+            return self.original(attn, hidden_states, encoder_hidden_states, *args, **kwargs)
+        q = attn.to_q(hidden_states)
+        text = attend(q, attn.to_k(encoder_hidden_states), attn.to_v(encoder_hidden_states), attn.heads)
+        return attn.to_out[1](attn.to_out[0](call.add(self.block, q, text, attn.heads)))
+
+
+@contextmanager
+def identities(network: nn.Module, blocks: Sequence[BlockId]) -> Iterator[Slot]:
+    """Let identities into some cross-attentions of a UNet or ControlNet; put back when the block is left."""
+    slot, originals = Slot(), dict(network.attn_processors)
+    ours = dict(originals)
+    for path, block in transformer_blocks(network):
+        if block in blocks:
+            name = f"{path}.attn2.processor"
+            ours[name] = _Processor(slot, block, originals[name])
+    network.set_attn_processor(ours)
+    try:
+        yield slot
+    finally:
+        network.set_attn_processor(originals)
+
+
+# --- what is made afresh ----------------------------------------------------------------------------------------------
+
+
+def new_attention(network: nn.Module, context_width: int) -> IdentityAttention:
+    """Untrained identity attention of all cross-attentions: keys as the text's, values zero, so nothing changes."""
+    found = {block: network.get_submodule(f"{path}.attn2") for path, block in transformer_blocks(network)}
+    made = IdentityAttention({block: attn.to_k.out_features for block, attn in found.items()}, context_width)
+    made.start_from_text({block: attn.to_k.weight.detach() for block, attn in found.items()})
+    return made
+
+
+def new_control(unet: nn.Module, width: int | None = None) -> ControlNetModel:
+    """A ControlNet that starts from the UNet's encoder and changes nothing yet.
+
+    The pose picture is folded into the latent grid (PixelUnshuffle) instead of brought there by strided convolutions:
+    as cheap as two convolutions, and at once as fine as the picture.
+    """
+    control = ControlNetModel.from_unet(unet)
+    control.controlnet_cond_embedding = pose_embedding(unet.config.block_out_channels[0], width)
+    return control
+
+
+def pose_embedding(out: int, width: int | None = None) -> nn.Sequential:
+    """``B 3 8h 8w`` -> ``B out h w``."""
+    width = width or out
+    return nn.Sequential(
+        nn.PixelUnshuffle(FOLD), nn.Conv2d(3 * FOLD**2, width, 3, padding=1), nn.SiLU(),
+        nn.Conv2d(width, out, 3, padding=1),
+    )  # fmt: skip
+
+
+def load_control(unet: nn.Module, weights: MagicIdWeights) -> ControlNetModel:
+    """The Identity ControlNet of trained weights, float32 where the UNet is."""
+    width = weights.control["controlnet_cond_embedding.1.weight"].shape[0]
+    control = new_control(unet, width).to(unet.device, unet.dtype)
+    control.load_state_dict(weights.control)
+    return control.eval().requires_grad_(False)
+
+
+# --- training ---------------------------------------------------------------------------------------------------------
+
+
+class DiffusersTrainingHost:
+    """The frozen UNet for :mod:`likeness.training.magicid`; inside :func:`training_host`."""
+
+    def __init__(self, unet: nn.Module, alphas_cumprod: Tensor, slots: Mapping[str, Slot]) -> None:
+        self.unet, self.alphas_cumprod, self.slots = unet, alphas_cumprod, slots
+
+    def predict(
+        self, noisy: Tensor, timesteps: Tensor, text: Tensor, calls: Mapping[str, TrainingCall],
+        control: nn.Module | None = None, pose: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        """See :class:`likeness.training.magicid.request.TrainingHost`."""
+        for place, slot in self.slots.items():
+            slot.call = calls.get(place)
+        try:
+            residuals = {} if control is None else _residuals(control, noisy, timesteps, text, pose)
+            return self.unet(noisy, timesteps, encoder_hidden_states=text, **residuals).sample
+        finally:
+            for slot in self.slots.values():
+                slot.call = None
+
+
+@contextmanager
+def training_host(
+    unet: nn.Module, alphas_cumprod: Tensor, control: nn.Module | None = None, checkpointing: bool = False
+) -> Iterator[DiffusersTrainingHost]:
+    """The UNet frozen and open for identities, and the ControlNet, if any; put back when the block is left."""
+    networks = {"unet": unet} | ({} if control is None else {"control": control})
+    learning = {id(p): p.requires_grad for p in unet.parameters()}
+    with ExitStack() as stack:
+        slots = {p: stack.enter_context(identities(n, unet_layout(n).blocks)) for p, n in networks.items()}
+        unet.requires_grad_(False)
+        for network in networks.values():
+            network.enable_gradient_checkpointing() if checkpointing else network.disable_gradient_checkpointing()
+        try:
+            yield DiffusersTrainingHost(unet, alphas_cumprod, slots)
+        finally:
+            for parameter in unet.parameters():
+                parameter.requires_grad_(learning[id(parameter)])
+
+
+def _residuals(
+    control: nn.Module, noisy: Tensor, timesteps: Tensor, text: Tensor, pose: Tensor, scale: float = 1.0
+) -> dict[str, Any]:
+    down, mid = control(
+        noisy, timesteps, encoder_hidden_states=text, controlnet_cond=pose, conditioning_scale=scale, return_dict=False
+    )
+    return {"down_block_additional_residuals": down, "mid_block_additional_residual": mid}
+
+
+# --- sampling ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class MagicIdRequest:
+    """People in a picture.
+
+    Attributes:
+        people: with ``tokens`` by the weights' encoder. places: whose cross-attention knows them.
+        unet_scale, control_scale: factors on the identities in each place.
+        pose: ``3 H W`` in [0, 1] of the picture's size; None runs no ControlNet.
+        pose_scale: strength of the ControlNet.
+        overlap: see :class:`likeness.core.magicid.masks.RegionMasks`.
+    """
+
+    people: Sequence[PlacedIdentity] = ()
+    places: tuple[str, ...] = ("unet", "control")
+    unet_scale: float = 1.0
+    control_scale: float = 1.0
+    pose: Tensor | None = None
+    pose_scale: float = 1.0
+    overlap: str = "add"
+
+
+@dataclass(eq=False)
+class _Session(PlainSession):
+    """Follows a sampling run: tells each place's slot of the call, and adds the ControlNet's residuals."""
+
+    unet: nn.Module
+    alphas: Tensor
+    runs: Mapping[str, tuple[Slot, MagicIdRun]]
+    control: nn.Module | None
+    request: MagicIdRequest
+    _rows: int = field(default=0)
+
+    @contextmanager
+    def call(
+        self, timestep: Tensor, conditional: Sequence[bool], latents: Tensor, rows: Rows | None = None
+    ) -> Iterator[None]:
+        """Round one UNet forward."""
+        sigma = timestep_sigma(self.alphas, float(timestep))
+        for slot, run in self.runs.values():
+            slot.call = run.begin(sigma, conditional, tuple(latents.shape[-2:]))
+        try:
+            yield
+        finally:
+            for slot, _ in self.runs.values():
+                slot.call = None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the UNet, for the denoiser that takes this for one."""
+        return self.unet.dtype
+
+    def __call__(self, x: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, **more: Any) -> Any:
+        """The UNet's forward with the ControlNet's residuals."""
+        if self.control is not None:
+            pose = self.request.pose.to(x).expand(len(x), -1, -1, -1)
+            scale = self.request.pose_scale
+            more |= _residuals(self.control, x, timestep, encoder_hidden_states, pose, scale)
+        return self.unet(x, timestep, encoder_hidden_states=encoder_hidden_states, **more)
+
+
+@contextmanager
+def _session(
+    pipeline: Pipeline, weights: MagicIdWeights, request: MagicIdRequest, scheduler: Any, control: nn.Module | None
+) -> Iterator[_Session]:
+    networks = {"unet": pipeline.unet} | ({} if control is None or request.pose is None else {"control": control})
+    scales = {"unet": request.unet_scale, "control": request.control_scale}
+    sigmas = schedule_sigmas(pipeline.alphas_cumprod, scheduler.timesteps)
+    runs = {}
+    with ExitStack() as stack:
+        for place, network in networks.items():
+            attention = weights.attention.get(place)
+            if not request.people or place not in request.places or attention is None:
+                continue
+            slot = stack.enter_context(identities(network, attention.blocks))
+            layers = project(attention.to(pipeline.device, torch.float32), request.people)
+            layout = unet_layout(network)
+            run = MagicIdRun(layers, request.people, layout, sigmas, request.overlap, scales[place])
+            stack.callback(run.close)
+            runs[place] = slot, run
+        yield _Session(pipeline.unet, pipeline.alphas_cumprod, runs, networks.get("control"), request)
+
+
+@torch.no_grad()
+def generate(
+    pipeline: Pipeline, weights: MagicIdWeights, prompt: str, seeds: Sequence[int], request: MagicIdRequest,
+    control: nn.Module | None = None, steps: int = 30, scale: float = 5.0, negative: str = "",
+) -> Tensor:  # fmt: skip
+    """Pictures ``B 3 H W`` in [0, 1] of one prompt with these people, one seed each.
+
+    Args:
+        control: of :func:`load_control`; needed where the request has a pose.
+        steps, scale, negative: of the sampler, the guidance, and its negative prompt.
+    """
+    scheduler = pipeline.scheduler(steps)
+    size = (pipeline.side, pipeline.side) if request.pose is None else tuple(request.pose.shape[-2:])
+    cond, uncond = pipeline.conditioning([prompt], size), pipeline.conditioning([negative], size)
+    with _session(pipeline, weights, request, scheduler, control) as session:
+        denoise = guided_denoiser(session, cond, uncond, scale, session)
+        latents = sample(denoise, pipeline.noise(seeds, *size), scheduler)
+    return pipeline.decode(latents)
