@@ -33,7 +33,7 @@ COMMANDS = {
     "magicface": ("lab.magicface", "", "MagicFace: demo, prove, benchmark"),
     "persona": ("lab.persona", "", "PersonaMagic: demo, train, play, prove, benchmark"),
     "diir": ("lab.diir", "", "DIIR face repair: demo, prove, benchmark"),
-    "magicid": ("lab.magicid", "", "MagicID: train (Multi-Mode Fusion)"),
+    "magicid": ("lab.magicid", "", "MagicID: train (Multi-Mode Fusion), prove"),
     "idzoom": ("lab.idzoom.command", "", "MagicID's data engine: pictures in, training shards out"),
     "miniature": ("lab.miniature", "", "the drawn model: train, report"),
     "evaluation": ("lab.evaluation.command", "", "the papers' metrics over folders of pictures"),

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from lab.evaluation.drawn import prompt_accuracy
 from lab.evaluation.magicface import default_judge
 from lab.evaluation.metrics import Summary, face_colours, summarise
+from lab.evaluation.store import Records, rows_of
 from lab.magicid_people import LANDMARKS, SKELETON, pose_picture
 from lab.people import Case, Person, pair_cases, reference_person, single_cases
 from likeness.core.magicid.encoder import FaceFeatures
@@ -33,7 +35,8 @@ from likeness.miniature.world.render import ground_truth
 
 #: How far a face must lie on the place it was meant for (IoU), as in the paper's protocol.
 PLACED = 0.5
-RIVALS = 12
+
+Work = Callable[[], dict[str, list[float]]]
 
 #: variant -> how the request differs; ``pose`` is drawn from the asked picture, ``who`` is whether people are told
 SINGLE: dict[str, dict] = {
@@ -106,8 +109,8 @@ class Lab:
 
 @dataclass(frozen=True)
 class Single:
-    """What was seen of one case's pictures, a value a picture: similarity, whether the right one of
-    :data:`RIVALS` people is nearest, distance of colours, share of the prompt that is seen."""
+    """What was seen of one case's pictures, a value a picture: similarity, whether of all cases' people
+    the right one is nearest, distance of colours, share of the prompt that is seen."""
 
     similarity: list[float]
     first: list[float]
@@ -133,29 +136,24 @@ def rivals_of(lab: Lab, cases: Sequence[Case]) -> Tensor:
     return torch.stack([lab.vector(case.people[0]) for case in cases])
 
 
-def singles(lab: Lab, count: int, seeds: Sequence[int], variants: Mapping[str, dict] | None = None) -> dict:
-    """Variant -> its cases."""
-    cases = single_cases(count, lab.pipeline.side)
-    rivals = rivals_of(lab, cases)
-    return {
-        name: [measure_single(lab, case, seeds, how, rivals, i) for i, case in enumerate(cases)]
-        for name, how in (variants or SINGLE).items()
-    }
-
-
-def single_table(found: Mapping[str, Sequence[Single]]) -> str:
-    """The rows as a table."""
-    count = len(next(iter(found.values())))
-    lines = [f"| identity through | similarity (95% interval) | rank 1 of {count} | colour distance "
+def single_table(cases: Mapping[str, Records], rivals: int) -> str:
+    """Case -> variant -> record, as a table."""
+    lines = [f"| identity through | similarity (95% interval) | rank 1 of {rivals} | colour distance "
              "| prompt (95% interval) |", "|---|---|---|---|---|"]  # fmt: skip
-    for name, cases in found.items():
-        similar, first, colour, prompt = (_over(cases, part) for part in ("similarity", "first", "colour", "prompt"))
+    for name in variants_of(cases):
+        similar, first, colour, prompt = (over(cases, name, p) for p in ("similarity", "first", "colour", "prompt"))
         lines.append(f"| {name} | {similar} | {first.mean:.2f} | {colour} | {prompt} |")
     return "\n".join(lines)
 
 
-def _over(cases: Sequence[object], part: str) -> Summary:
-    return summarise({i: getattr(case, part) for i, case in enumerate(cases)})
+def variants_of(cases: Mapping[str, Records]) -> list[str]:
+    """Names of the variants that were measured, in their order."""
+    return list(dict.fromkeys(name for case in cases.values() for name in case))
+
+
+def over(cases: Mapping[str, Records], variant: str, part: str) -> Summary:
+    """Mean over cases with its interval."""
+    return summarise({i: case[variant][part] for i, case in enumerate(cases.values()) if variant in case})
 
 
 # --- where people are -------------------------------------------------------------------------------------------------
@@ -201,25 +199,21 @@ def measure_group(lab: Lab, case: Case, seeds: Sequence[int], how: Mapping) -> G
     return seen
 
 
-def groups(lab: Lab, cases: Sequence[Case], seeds: Sequence[int], variants: Mapping[str, dict]) -> dict:
-    """Variant -> its cases."""
-    return {name: [measure_group(lab, case, seeds, how) for case in cases] for name, how in variants.items()}
-
-
-def group_table(found: Mapping[str, Sequence[Group]]) -> str:
-    """The rows as a table; ``FaceSim`` counts a person whose place is empty as 0, as the paper does."""
+def group_table(cases: Mapping[str, Records]) -> str:
+    """Case -> variant -> record, as a table; ``FaceSim`` counts a person whose place is empty as 0 (the paper's)."""
     lines = ["| variant | placed | own | other | wrong among placed | FaceSim | prompt |", "|---|" + "---|" * 6]
-    for name, cases in found.items():
-        placed, own, other, wrong = (_all(cases, part) for part in ("placed", "own", "other", "wrong"))
-        prompt = _over(cases, "prompt")
-        mean = [float(np.mean(part)) if part else float("nan") for part in (placed, own, other)]
-        lines.append(f"| {name} | {mean[0]:.0%} of {len(placed)} | {mean[1]:.2f} | {mean[2]:.2f} "
-                     f"| {sum(wrong):.0f} of {len(wrong)} | {sum(own) / len(placed):.2f} | {prompt} |")  # fmt: skip
+    for name in variants_of(cases):
+        placed, own, other, wrong = (all_of(cases, name, part) for part in ("placed", "own", "other", "wrong"))
+        means = [f"{np.mean(part):.2f}" if part else "-" for part in (own, other)]
+        lines.append(f"| {name} | {np.mean(placed):.0%} of {len(placed)} | {means[0]} | {means[1]} "
+                     f"| {sum(wrong):.0f} of {len(wrong)} | {sum(own) / len(placed):.2f} "
+                     f"| {over(cases, name, 'prompt')} |")  # fmt: skip
     return "\n".join(lines)
 
 
-def _all(cases: Sequence[Group], part: str) -> list[float]:
-    return [value for case in cases for value in getattr(case, part)]
+def all_of(cases: Mapping[str, Records], variant: str, part: str) -> list[float]:
+    """Values of all cases."""
+    return [value for case in cases.values() if variant in case for value in case[variant][part]]
 
 
 def placed_cases(count: int, side: int, people: int, seed: int = 3000) -> list[Case]:
@@ -234,17 +228,42 @@ def placed_cases(count: int, side: int, people: int, seed: int = 3000) -> list[C
     return cases
 
 
-def centred_cases(count: int, side: int, seed: int = 1000) -> list[Case]:
-    """Single people where the model draws them by itself."""
-    return single_cases(count, side, seed)
+#: section -> title of its table, its variants, and what makes so many cases
+SECTIONS: dict[str, tuple[str, dict[str, dict], Callable[[int, int], list[Case]]]] = {
+    "single": ("One person", SINGLE, single_cases),
+    "centred": ("Pose, where the model draws people by itself", POSES, single_cases),
+    "off centre": ("Pose, off the centre", POSES, lambda count, side: placed_cases(count, side, 1)),
+    "two": ("Two people side by side", GROUPS, pair_cases),
+    "two anywhere": ("Two people anywhere", GROUPS, lambda count, side: placed_cases(count, side, 2)),
+    "three": ("Three people anywhere", GROUPS, lambda count, side: placed_cases(count, side, 3)),
+}
 
 
-def sections(lab: Lab, people: int, seeds: Sequence[int]) -> Iterator[tuple[str, Callable[[], str]]]:
-    """Titles of the tables, and what makes each."""
-    side = lab.pipeline.side
-    yield "One person", lambda: single_table(singles(lab, people, seeds))
-    yield "Pose, centred", lambda: group_table(groups(lab, centred_cases(people, side), seeds, POSES))
-    yield "Pose, off the centre", lambda: group_table(groups(lab, placed_cases(people, side, 1), seeds, POSES))
-    yield "Two people", lambda: group_table(groups(lab, pair_cases(people, side), seeds, GROUPS))
-    yield "Two people anywhere", lambda: group_table(groups(lab, placed_cases(people, side, 2), seeds, GROUPS))
-    yield "Three people", lambda: group_table(groups(lab, placed_cases(people, side, 3), seeds, GROUPS))
+def work(lab: Lab, people: int, seeds: Sequence[int], names: Sequence[str]) -> Iterator[tuple[str, Work]]:
+    """Key and computation of every record; case by case, so that an early end leaves whole rows."""
+    for name in names:
+        _, variants, make = SECTIONS[name]
+        cases = make(people, lab.pipeline.side)
+        rivals = rivals_of(lab, cases) if name == "single" else None
+        for number, case in enumerate(cases):
+            for variant, how in variants.items():
+                yield f"{name}/{number}/{variant}", partial(_measure, lab, case, seeds, how, rivals, number)
+
+
+def _measure(
+    lab: Lab, case: Case, seeds: Sequence[int], how: Mapping, rivals: Tensor | None, number: int
+) -> dict[str, list[float]]:
+    if rivals is not None:
+        return asdict(measure_single(lab, case, seeds, how, rivals, number))
+    return asdict(measure_group(lab, case, seeds, how))
+
+
+def report(records: Records) -> str:
+    """Every table that was measured."""
+    parts = []
+    for name, (title, _, _) in SECTIONS.items():
+        cases = rows_of(records, name)
+        if cases:
+            table = single_table(cases, len(cases)) if name == "single" else group_table(cases)
+            parts.append(f"### {title}\n\n{len(cases)} held-out cases.\n\n{table}")
+    return "\n\n".join(parts)

@@ -75,9 +75,10 @@ def weights_file(name: str) -> Path:
     """
     path = WEIGHTS / f"{name}.safetensors"
     if not path.exists():
+        maker = f"miniature train {'unet' if name in (*UNET_FILES, 'text_encoder') else name}"
         raise LikenessError(
             f"Miniature: weights file {path.name} is missing; restore it from the repository or make it with: "
-            f"python run.py miniature train {'unet' if name in (*UNET_FILES, 'text_encoder') else name}"
+            f"python run.py {'magicid train' if name == 'magicid' else maker}"
         )
     return path
 

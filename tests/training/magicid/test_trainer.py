@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from dataclasses import replace
@@ -94,11 +95,19 @@ def test_other_settings_or_nothing_to_resume_are_told(tmp_path):
 
 
 def test_two_processes_give_one_process_s_result(whole, tmp_path):
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0",
-               "-m", "support.magicid_two", str(tmp_path / "two.json")]  # fmt: skip
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
     path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
-    subprocess.run(command, check=True, cwd=ROOT, env=environment, timeout=300, capture_output=True)
+    shared = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": path, "WORLD_SIZE": "2",
+              "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}  # fmt: skip
+    command = [sys.executable, "-m", "support.magicid_two", str(tmp_path / "two.json")]
+    ranks = [subprocess.Popen(command, cwd=ROOT, env={**shared, "RANK": r, "LOCAL_RANK": r}) for r in "01"]
+    try:
+        assert [rank.wait(timeout=300) for rank in ranks] == [0, 0]
+    finally:
+        for rank in ranks:
+            rank.kill()
     told = json.loads((tmp_path / "two.json").read_text())
     assert told["processes"] == 2
     assert told["curve"] == pytest.approx(curve(whole), rel=1e-3)

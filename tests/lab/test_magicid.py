@@ -1,0 +1,206 @@
+"""MagicID's commands: drawn people, samples from the data engine's members, what is measured."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from lab import magicid
+from lab.evaluation.magicid import PLACED, SECTIONS, group_table, placed_cases, report, single_table
+from lab.idzoom.sample import landmarks_of
+from lab.magicid_people import MODES, Painter, Size, cached
+from lab.magicid_shards import Reader, members_of
+from likeness.core.errors import LikenessError
+from likeness.faces.interface import Face
+from likeness.hosts.diffusers.miniature import miniature
+from likeness.miniature.world.placed import HEADS
+from likeness.miniature.world.render import ground_truth
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory):
+    """Four drawn samples, and the same from the file they are kept in."""
+    file = tmp_path_factory.mktemp("people") / "people.pt"
+    return [cached(miniature(), Size(0, 4), 5, file) for _ in range(2)]
+
+
+def test_drawn_samples_hold_all_that_a_step_needs(drawn):
+    for sample in drawn[0]:
+        people = len(sample.vectors)
+        assert sample.latent.shape == (4, 16, 16) and sample.text.shape == (77, 128)
+        assert sample.vectors.shape == (people, 2, 128) and sample.regions.shape == (people, 16, 16)
+        assert torch.allclose(sample.vectors.norm(dim=-1), torch.ones(people, 2), atol=1e-4)
+        assert set(sample.poses) == set(MODES) and all(p.shape == (3, 128, 128) for p in sample.poses.values())
+        assert all(bool(p.any()) for p in sample.poses.values())
+        for region, box in zip(sample.regions, sample.boxes, strict=True):
+            y, x = divmod(int(region.argmax()), 16)
+            assert box[0] - 0.1 <= (x + 0.5) / 16 <= box[2] + 0.1 and box[1] - 0.2 <= (y + 0.5) / 16 <= box[3] + 0.2
+
+
+def test_drawn_samples_are_kept(drawn):
+    for a, b in zip(*drawn, strict=True):
+        assert torch.equal(a.latent, b.latent) and torch.equal(a.vectors, b.vectors) and a.scene == b.scene
+
+
+def test_scenes_show_other_people_and_nothing_else_new():
+    painter = Painter(miniature(), 3)
+    pictures = painter.pictures(Size(2, 1))
+    assert [scene for _, scene in pictures] == [-1, 0, 0, 0, 0, 1, 1, 1, 1]
+    first, second = pictures[1][0], pictures[2][0]
+    assert first.caption == second.caption and first.scene == second.scene
+    assert [f.identity for f in first.figures] != [f.identity for f in second.figures]
+
+
+@pytest.mark.parametrize("people", [1, 2, 3])
+def test_placed_people_lie_apart_and_in_the_picture(people):
+    for case in placed_cases(8, 128, people):
+        truths = ground_truth(case.picture, 128)
+        assert len(truths) == len(case.people) == people
+        assert [f.identity for f in case.picture.figures] == [p.identity for p in case.people]
+        for figure, truth in zip(case.picture.figures, truths, strict=True):
+            assert HEADS[people][0] <= figure.head <= HEADS[people][1]
+            assert truth.box[0] >= -4 and truth.box[2] <= 132 and truth.box[1] >= -4
+            assert truth.face.sum() > 0.3 * (truth.box[2] - truth.box[0]) * (truth.box[3] - truth.box[1])
+        centres = [figure.centre[0] for figure in case.picture.figures]
+        assert centres == sorted(centres)
+
+
+# --- what the data engine writes --------------------------------------------------------------------------------------
+
+
+class _Photo:
+    """As the engine's, for the size alone."""
+
+    def __init__(self, image: Image.Image) -> None:
+        self.image = image
+
+
+def members(width: int = 96, height: int = 64, embedder: str = "miniature") -> dict[str, bytes]:
+    """A sample with two faces, the largest first and to the right."""
+    faces = [Face((52.0, 10.0, 76.0, 44.0), 0.9, torch.rand(5, 2) * 20 + 50), Face((18.0, 20.0, 30.0, 38.0), 0.8)]
+    faces[1] = Face(faces[1].box, 0.8, torch.rand(5, 2) * 10 + 20)
+    pixels = np.random.default_rng(0).integers(255, size=(height, width, 3), dtype=np.uint8)
+    out = {"image.png": png(pixels), "skeleton.png": png(pixels), "caption.txt": b"a picture of two people"}
+    for face, ending in zip(faces, ("mask.png", "mask.2.png"), strict=True):
+        mask = np.zeros((height, width), np.uint8)
+        x0, y0, x1, y1 = map(int, face.box)
+        mask[y0:y1, x0:x1] = 255
+        out[ending] = png(mask)
+    buffer = io.BytesIO()
+    np.save(buffer, np.eye(2, 128, dtype=np.float32))
+    told = landmarks_of(faces, _Photo(Image.fromarray(pixels)))
+    return {**out, "embedding.npy": buffer.getvalue(), "landmarks.json": json.dumps(told).encode(),
+            "json": json.dumps({"embedder": embedder}).encode()}  # fmt: skip
+
+
+def png(pixels: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def shard(path: Path, samples: dict[str, dict[str, bytes]]) -> Path:
+    with tarfile.open(path, "w") as file:
+        for key, parts in samples.items():
+            for ending, data in parts.items():
+                entry = tarfile.TarInfo(f"{key}.{ending}")
+                entry.size = len(data)
+                file.addfile(entry, io.BytesIO(data))
+    return path
+
+
+@pytest.fixture(scope="module")
+def reader() -> Reader:
+    return Reader(miniature(), 64)
+
+
+def test_a_shard_and_a_folder_give_the_same_samples(reader, tmp_path):
+    parts = {"a": members(), "b": members()}
+    shard(tmp_path / "0.tar", parts)
+    folder = tmp_path / "files"
+    folder.mkdir()
+    for key, sample in parts.items():
+        for ending, data in sample.items():
+            (folder / f"{key}.{ending}").write_bytes(data)
+    assert [key for key, _ in members_of(tmp_path / "0.tar")] == [key for key, _ in members_of(folder)] == ["a", "b"]
+    one, two = reader.samples(tmp_path / "0.tar"), reader.samples(folder)
+    assert len(one) == len(two) == 2 and torch.equal(one[0].latent, two[0].latent)
+
+
+def test_people_stand_left_to_right_with_their_own_vectors(reader):
+    sample = reader.sample(members())
+    assert sample.vectors[:, 0].argmax(dim=1).tolist() == [1, 0]  # the smaller, second face stands to the left
+    assert sample.boxes[0].tolist() == pytest.approx([2 / 64, 20 / 64, 14 / 64, 38 / 64])  # 16 pixels are cut off
+    columns = [float((region.sum(0) * torch.arange(8)).sum() / region.sum()) for region in sample.regions]
+    assert columns[0] < columns[1]
+    assert sample.poses["landmarks"].any() and sample.poses["skeleton"].shape == (3, 64, 64)
+
+
+def test_a_broken_sample_costs_itself_only(reader, tmp_path, caplog):
+    broken = {k: v for k, v in members().items() if k != "embedding.npy"}
+    shard(tmp_path / "0.tar", {"a": broken, "b": {**members(), "image.png": b"nothing"}, "c": members()})
+    with caplog.at_level("WARNING", logger="likeness"):
+        assert len(reader.samples(tmp_path)) == 1
+    assert "sample a" in caplog.text and "embedding.npy" in caplog.text and "sample b" in caplog.text
+
+
+def test_nothing_to_read_is_told(reader, tmp_path):
+    with pytest.raises(LikenessError, match="shards"):
+        reader.samples(tmp_path)
+    (tmp_path / "0.tar").write_bytes(b"no tar")
+    with pytest.raises(LikenessError, match="whole shard"):
+        reader.samples(tmp_path)
+
+
+def test_vectors_of_two_recognisers_do_not_mix(tmp_path):
+    shard(tmp_path / "0.tar", {"a": members(), "b": members(embedder="other")})
+    reader = Reader(miniature(), 64)
+    assert len(reader.samples(tmp_path)) == 1 and reader.embedder == "miniature"
+
+
+# --- commands ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_checkpoint_needs_data(tmp_path):
+    assert magicid.main(["train", "--checkpoint", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
+
+
+def test_options_change_the_recipe():
+    read = magicid.training_parser().parse_args
+    assert magicid.config_of(read([])) == magicid.MINIATURE
+    config = magicid.config_of(read(["--places", "unet", "--steps", "10", "--batch", "4"]))
+    assert config.steps == 10 and config.batch == 4 and config.places == ("unet",)
+    paper = magicid.config_of(read(["--checkpoint", "some", "--places", "both", "--clone-every", "0"]))
+    assert paper.batch == 128 and paper.places == ("unet", "control")
+    assert not any(phase.clone_every for phase in paper.phases)
+
+
+def test_train_leaves_weights_log_and_state(tmp_path, monkeypatch):
+    monkeypatch.setattr(magicid, "HELD_OUT", Size(0, 2))
+    common = ["train", "--out", str(tmp_path), "--scenes", "1", "--singles", "4", "--batch", "2"]
+    assert magicid.main([*common, "--steps", "4", "--measure-every", "4"]) == 0
+    weights = magicid.load_magicid(tmp_path / "magicid.safetensors")
+    assert set(weights.attention) == {"unet", "control"} and weights.embedder == "miniature" and weights.control
+    assert (tmp_path / "magicid.safetensors").stat().st_size <= 14e6
+    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert any("gap" in row for row in rows)
+    assert magicid.main([*common, "--steps", "4", "--resume"]) == 0
+    assert magicid.main([*common, "--steps", "5", "--resume"]) == 2
+
+
+def test_tables_of_what_was_measured():
+    single = {"similarity": [0.5, 0.3], "first": [1.0, 0.0], "colour": [0.1, 0.1], "prompt": [1.0, 0.8]}
+    group = {"placed": [1.0, 1.0, 0.0, 0.0], "own": [0.4, 0.2], "other": [0.0, 0.3], "wrong": [0.0, 1.0],
+             "prompt": [1.0, 1.0]}  # fmt: skip
+    records = {"single/0/UNet": single, "two/0/MGMICA": group}
+    assert "| UNet | 0.40" in single_table({"0": {"UNet": single}}, 12)
+    assert "| MGMICA | 50% of 4 | 0.30 | 0.15 | 1 of 2 | 0.15 |" in group_table({"0": {"MGMICA": group}})
+    text = report(records)
+    assert SECTIONS["single"][0] in text and SECTIONS["two"][0] in text and PLACED == 0.5
