@@ -7,6 +7,7 @@ guidance rows of the restoration, and a person's references once.
 from __future__ import annotations
 
 import argparse
+import copy
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from lab.benchmarks.measure import MIB, Meter, device_name
+from lab.benchmarks.measure import MIB, Meter, demand, device_name, place
 from lab.evaluation.magicface import WEIGHT
 from lab.people import draw_person
 from likeness.core.diir.fusion import mask_to_latent
@@ -27,6 +28,7 @@ from likeness.faces.interface import Face
 from likeness.hosts.diffusers.common import transformer_blocks
 from likeness.hosts.diffusers.diir import FaceTarget, Repair, crop_of, head_in_crop, repair_faces, target_of
 from likeness.hosts.diffusers.miniature import miniature
+from likeness.hosts.diffusers.persona import clip_text
 from likeness.hosts.diffusers.pipeline import Pipeline
 
 FACES = 8
@@ -57,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     rows, kept = bench.rows_and_memory()
     print(f"{rows}\n")
     batch, same = bench.batches()
-    print(f"{batch}\n\n{bench.inpainting()}")
+    print(f"{batch}\n\n{bench.inpainting()}\n\n{demands(pipeline)}")
     return 0 if kept and same else 1
 
 
@@ -71,8 +73,8 @@ class Bench:
         self.pictures = [draw_person(number, 128).image for number in range(10, 10 + faces)]
 
     def fresh(self) -> FaceTarget:
-        """The person with an empty cache of references."""
-        return replace(self.target, request=replace(self.target.request, cache=ReferenceCache()))
+        """The person with an empty cache of references, none of which is kept in main memory for the next run."""
+        return replace(self.target, request=replace(self.target.request, cache=ReferenceCache(host_mb=0)))
 
     def repair(self, count: int, request: DiirRequest, first: int = 0) -> list[Tensor]:
         """Some of the faces repaired in one batch."""
@@ -158,6 +160,44 @@ class Bench:
                 seconds, _ = timed(run)
             lines.append(f"| {name} | {seconds:.1f} | {sum(rows)} |")
         return "\n".join(lines)
+
+
+def demands(pipeline: Pipeline, steps: int = 4) -> str:
+    """What a face asks of a GPU, a model call beside a call of vanilla sampling; the same on every machine.
+
+    The autoencoder, which works twice, stays on the CPU and is not counted.
+    """
+    plain = demand(lambda device: _sampling(on_device(pipeline, device), steps))
+    lines = [f"A face of {steps} steps on a virtual GPU; a call of vanilla sampling starts "
+             f"{plain.launches / steps:.0f} kernels:", "",
+             "| mode | model calls | launches a call, x vanilla | waits in all |", "|---|---|---|---|"]  # fmt: skip
+    for name, request in REQUESTS.items():
+        calls: list[int] = []
+
+        def work(device: torch.device, request: DiirRequest = request, calls: list[int] = calls) -> Callable:
+            bench = Bench(on_device(pipeline, device), steps, 1)
+            bench.pipeline.unet.register_forward_pre_hook(lambda module, given: calls.append(1))
+            return lambda: bench.repair(1, request)
+
+        asked = demand(work)
+        share = asked.launches / len(calls) / (plain.launches / steps)
+        lines.append(f"| {name} | {len(calls)} | {share:.2f} | {asked.syncs} |")
+    return "\n".join(lines)
+
+
+def _sampling(pipeline: Pipeline, steps: int) -> Callable[[], object]:
+    noise = pipeline.noise([0], pipeline.side, pipeline.side)
+    return lambda: pipeline.sample(noise, "a picture of a person", steps=steps)
+
+
+def on_device(pipeline: Pipeline, device: torch.device) -> Pipeline:
+    """A copy with its networks there; pictures come from the autoencoder where it is."""
+    text = clip_text(place(copy.deepcopy(pipeline.text.body), device, torch.float32))
+    return replace(
+        pipeline, unet=place(copy.deepcopy(pipeline.unet), device, torch.float32), text=text,
+        encode_image=lambda x: pipeline.encode_image(x.cpu()).to(device),
+        decode_image=lambda z: pipeline.decode_image(z.cpu()).to(device),
+    )  # fmt: skip
 
 
 def inpaint(pipeline: Pipeline, picture: Tensor, request: DiirRequest) -> Tensor:
