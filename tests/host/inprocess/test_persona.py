@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import comfy.hooks
 import comfy.model_management
 import comfy.sample
 import comfy.samplers
 import pytest
 import torch
 from comfy.ldm.modules.attention import optimized_attention
-from comfy_extras import nodes_photomaker
+from comfy_extras import nodes_hooks, nodes_photomaker
 from support.comfy import tiny
 from support.persona_tiny import ddim_timesteps
 
@@ -283,6 +284,39 @@ def test_encoding_leaves_the_clip_as_it_was(parts):
     before = parts.clip.encode_from_tokens(parts.clip.tokenize("a man"))
     contexts(parts, "a (photo:1.3) of (S*:0.7)")
     assert torch.equal(before, parts.clip.encode_from_tokens(parts.clip.tokenize("a man")))
+
+
+def with_hooks(parts, *strengths, scheduled=True):
+    """A CLIP with a LoRA hook on its text encoder: strengths at equal parts of the sampling, by the host's nodes."""
+    generator = torch.Generator().manual_seed(3)
+    width, name = tiny.CONTEXT_WIDTH, "lora_te_text_model_encoder_layers_0_self_attn_v_proj.lora_"
+    lora = {f"{name}{part}.weight": torch.randn(width, width, generator=generator) for part in ("up", "down")}
+    hooks = comfy.hooks.create_hook_lora(lora, 0.0, 1.0)
+    frames = comfy.hooks.HookKeyframeGroup()
+    for i, strength in enumerate(strengths):
+        frames.add(comfy.hooks.HookKeyframe(strength, start_percent=i / len(strengths)))
+    hooks.set_keyframes_on_hooks(frames)
+    return nodes_hooks.SetClipHooks().apply_hooks(parts.clip, scheduled, True, hooks)[0]
+
+
+def test_a_persona_follows_the_schedule_of_a_clips_hooks(parts):
+    """In each range the words are those of the text encoder at that range's strength."""
+    personas, asked = named(make_persona()), [700, 500]
+
+    def contexts_of(clip):
+        _, positive = apply(parts.model, clip, personas, PROMPT)
+        return [extra[PLAN_KEY].contexts(asked).dynamic for _, extra in positive]
+
+    with torch.inference_mode():
+        scheduled = contexts_of(with_hooks(parts, 0.0, 0.5, 1.0))
+        wanted = [contexts_of(with_hooks(parts, strength))[0] for strength in (0.0, 0.5, 1.0)]
+        plain = contexts_of(parts.clip)[0]
+    assert len(scheduled) == 3
+    for ours, theirs in zip(scheduled, wanted, strict=True):
+        assert torch.equal(ours.key, theirs.key) and torch.equal(ours.value, theirs.value)
+    assert torch.allclose(scheduled[0].key, plain.key, atol=1e-5)
+    assert (scheduled[1].key - plain.key).norm() > 0.01 * plain.key.norm()
+    assert (scheduled[2].key - scheduled[1].key).norm() > 0.01 * plain.key.norm()
 
 
 # --- conditionings that other nodes have worked on

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from ....core.persona.text import check_placeholders
 from ..wrappers import install
 from .plan import PLAN_KEY, PersonaPlan
 from .session import NODE, PersonaSystem
-from .text import Personas, plain_text, text_widths
+from .text import Personas, Range, plain_text, text_widths
 
 
 def apply(model: Any, clip: Any, personas: Personas, prompt: str, positive: list | None = None) -> tuple[Any, list]:
@@ -34,7 +35,7 @@ def apply(model: Any, clip: Any, personas: Personas, prompt: str, positive: list
     for item in personas:
         item.persona.check_base(widths, f"{NODE}: clip")
     conditioning = clip.encode_from_tokens_scheduled(clip.tokenize(plain_text(prompt, personas)))
-    plans = [PersonaPlan(clip, prompt, personas, context) for context, _ in conditioning]
+    plans = [PersonaPlan(clip, prompt, personas, context, _hooks_range(extra)) for context, extra in conditioning]
     carried = [
         [text, {**extra, PLAN_KEY: _own_plan(text, plans)}]
         for text, extra in (conditioning if positive is None else positive)
@@ -45,3 +46,9 @@ def apply(model: Any, clip: Any, personas: Personas, prompt: str, positive: list
 def _own_plan(text: torch.Tensor, plans: list[PersonaPlan]) -> PersonaPlan:
     """The plan of a text ``1 L C``: a CLIP whose hooks follow a schedule encodes a prompt once for each range."""
     return next((plan for plan in plans if torch.equal(plan.early, text)), plans[0])
+
+
+def _hooks_range(extra: Mapping[str, Any]) -> Range | None:
+    """The range that a CLIP whose hooks follow a schedule has encoded an entry for."""
+    found = tuple(extra.get(f"clip_{end}_percent") for end in ("start", "end"))
+    return None if None in found else found

@@ -11,7 +11,7 @@ import torch
 
 from ....core.persona.stages import StagedContexts, precompute
 from ....core.persona.text import Contexts
-from .text import Personas, encode_at, mark_prompt
+from .text import Personas, Range, encode_at, mark_prompt
 from .token_map import prompt_token_map
 
 #: Of a :class:`PersonaPlan` in a conditioning entry.
@@ -26,6 +26,7 @@ class PersonaPlan:
 
     Attributes:
         early: ``1 L C``, the text with the plain words, as the conditioning came from the encoder.
+        hooks_range: the part of the sampling that it was encoded for, where the CLIP's hooks follow a schedule.
         kept: contexts of the latest schedules.
     """
 
@@ -33,6 +34,7 @@ class PersonaPlan:
     prompt: str
     personas: Personas
     early: torch.Tensor
+    hooks_range: Range | None = None
     kept: dict[tuple, StagedContexts] = field(default_factory=dict)
 
     def contexts(self, timesteps: Sequence[int]) -> StagedContexts:
@@ -47,7 +49,7 @@ class PersonaPlan:
     def _encode(self, timesteps: Sequence[int]) -> StagedContexts:
         marked = mark_prompt(self.clip, self.prompt, self.personas)
         return precompute(
-            lambda t: encode_at(self.clip, marked, self.personas, t),
+            lambda t: encode_at(self.clip, marked, self.personas, t, self.hooks_range),
             Contexts(self.early, self.early),
             self.personas[0].persona.stages,
             timesteps,

@@ -8,8 +8,8 @@ are put in as embeddings, and the conditioning layer is bent before the final no
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -205,9 +205,47 @@ def _choose_marks(clip: Any, prompt: str, count: int) -> list[tuple[str, int]]:
     return chosen[:count]
 
 
-def encode_at(clip: Any, marked: Mapping[str, Marked], personas: Personas, timesteps: torch.Tensor) -> Contexts:
-    """Contexts of ``S`` timesteps in one batch of each text encoder, as the host encodes prompts: ``S L C``."""
+#: Shares of the sampling, 0 to 1, between which a CLIP's scheduled hooks stay as they are.
+Range = tuple[float, float]
+
+
+def encode_at(
+    clip: Any,
+    marked: Mapping[str, Marked],
+    personas: Personas,
+    timesteps: torch.Tensor,
+    hooks_range: Range | None = None,
+) -> Contexts:
+    """Contexts of ``S`` timesteps in one batch of each text encoder, as the host encodes prompts: ``S L C``.
+
+    Args:
+        hooks_range: one of the ranges of a CLIP whose hooks follow a schedule.
+    """
     _prepare(clip)
+    with _hooks_in(clip, hooks_range):
+        return _encode(clip, marked, personas, timesteps)
+
+
+@contextmanager
+def _hooks_in(clip: Any, hooks_range: Range | None) -> Iterator[None]:
+    """While the context is open a CLIP's scheduled hooks (LoRA on the text encoder) are as in one of their ranges."""
+    hooks = clip.patcher.forced_hooks
+    if hooks is None or hooks_range is None:
+        yield
+        return
+    hooks.reset()
+    clip.patcher.patch_hooks(None)
+    keyframes = next((frames for found, frames in hooks.get_hooks_for_clip_schedule() if found == hooks_range), ())
+    for hook, keyframe in keyframes:
+        hook.hook_keyframe._current_keyframe = keyframe
+    clip.patcher.patch_hooks(hooks)
+    try:
+        yield
+    finally:
+        hooks.reset()
+
+
+def _encode(clip: Any, marked: Mapping[str, Marked], personas: Personas, timesteps: torch.Tensor) -> Contexts:
     names, widths = encoder_names(clip), list(text_widths(clip))
     device = clip.patcher.load_device
     spoken = {p.placeholder: _speak(p.persona, timesteps, widths) for p in personas}
