@@ -29,7 +29,9 @@ from likeness.hosts.comfy.persona.text import (
     encode_at,
     join,
     mark_prompt,
+    plain_text,
     text_widths,
+    unwritten,
 )
 from likeness.hosts.comfy.wrappers import install
 from likeness.hosts.diffusers.persona import clip_text, persona_contexts
@@ -284,6 +286,17 @@ def test_encoding_leaves_the_clip_as_it_was(parts):
     before = parts.clip.encode_from_tokens(parts.clip.tokenize("a man"))
     contexts(parts, "a (photo:1.3) of (S*:0.7)")
     assert torch.equal(before, parts.clip.encode_from_tokens(parts.clip.tokenize("a man")))
+
+
+@pytest.mark.parametrize("word", ["man (young)", "man \\(young\\)"])
+def test_brackets_in_the_plain_word_are_part_of_it(parts, word):
+    """They are no weights: training sees the same tokens as sampling, however the user has written them."""
+    persona = replace(make_persona(), supercategory=unwritten(word))
+    pieces = TokenizerAdapter(parts.clip).pieces(persona.supercategory)
+    text = plain_text("a photo of S*", named(persona))
+    chunk = parts.clip.tokenize(text)["l"][0]
+    assert [token for token, _ in chunk][4 : 4 + len(pieces)] == pieces
+    assert {weight for _, weight in chunk} == {1.0}
 
 
 def with_hooks(parts, *strengths, scheduled=True):

@@ -14,7 +14,7 @@ from ....core.persona.persona import Persona
 from ....formats.files import given_path, plain_name
 from ....formats.persona import load_persona, save_persona
 from ....formats.persona_import import import_mapper
-from .text import TokenizerAdapter, encoder_names, token_table
+from .text import TokenizerAdapter, encoder_names, token_table, unwritten
 
 FOLDER = "personas"
 EXTENSIONS = {".safetensors"}
@@ -122,6 +122,7 @@ def import_persona(
     file = given_path(path, f"{node}: path", "the file mapper-steps-N.pt of the published code")
     if (image is None) != (clip_vision is None):
         raise bad_input(f"{node}: image", "one of image and clip_vision", "both or none", "Connect the other.")
+    supercategory = unwritten(supercategory)
     pieces = TokenizerAdapter(clip, f"{node}: clip").pieces(supercategory)
     if not pieces:
         raise bad_input(f"{node}: supercategory", repr(supercategory), "a word", "Write the word it was trained with.")

@@ -171,8 +171,18 @@ def marked_text(clip: Any, prompt: str, personas: Personas) -> tuple[str, dict[s
 def plain_text(prompt: str, personas: Personas) -> str:
     """The prompt with each persona's plain word."""
     for item in longest_first(personas):
-        prompt = prompt.replace(item.placeholder, item.persona.supercategory)
+        prompt = prompt.replace(item.placeholder, written(item.persona.supercategory))
     return prompt
+
+
+def written(supercategory: str) -> str:
+    """A plain word as prompts have it: brackets that are part of it, as in ``man (young)``, are no weights."""
+    return supercategory.replace("(", "\\(").replace(")", "\\)")
+
+
+def unwritten(supercategory: str) -> str:
+    """A plain word as it is, where somebody has written it as prompts have it."""
+    return supercategory.strip().replace("\\(", "(").replace("\\)", ")")
 
 
 def longest_first(personas: Personas) -> list[NamedPersona]:

@@ -25,7 +25,7 @@ from ..unet import native_side
 from .apply import apply
 from .files import state_path
 from .photos import NODE, encode_photos, fit_all, masks_for, with_identity
-from .text import NamedPersona
+from .text import NamedPersona, unwritten
 from .training_host import Judges, training_host
 
 log = logging.getLogger("likeness")
@@ -81,6 +81,7 @@ def learn(
         masks: ``B 1 h w`` or ``1 1 h w`` in [0, 1]; None has them made.
         supercategory: the plain word for what is learnt.
     """
+    supercategory = unwritten(supercategory)
     side = options.side or native_side(model)
     masks = masks_for(pictures, masks, supercategory, options.faces)
     pictures, masks = (fit_all(x, side, options.crop) for x in (pictures, masks))

@@ -28,7 +28,7 @@ from ..copies import check_weights, checkpointed, load_whole, private_copy, stat
 from ..unet import read_unet
 from .patch import split_patch
 from .photos import NODE
-from .text import TokenizerAdapter, encoder_names, inner_encoder
+from .text import TokenizerAdapter, encoder_names, inner_encoder, written
 
 
 def exact_attention(q: Tensor, k: Tensor, v: Tensor, extra: dict) -> Tensor:
@@ -278,7 +278,7 @@ def size_vector(base: Any, clip: Any, supercategory: str, side: int, device: tor
     """SDXL's vector condition ``1 A``: the pooled text and the picture's size; None for a model that has none."""
     if not getattr(base, "adm_channels", 0):
         return None
-    _, pooled = clip.encode_from_tokens(clip.tokenize(f"a photo of {supercategory}"), return_pooled=True)
+    _, pooled = clip.encode_from_tokens(clip.tokenize(f"a photo of {written(supercategory)}"), return_pooled=True)
     with torch.no_grad():
         vector = base.encode_adm(pooled_output=pooled.to(device), width=side, height=side, device=device)
     return vector.clone()
