@@ -8,6 +8,7 @@ from lab.verbs import elsewhere, run_verb
 
 VERBS = {
     "workflows": (elsewhere("lab.workflows.make"), "write the files of workflows/"),
+    "sizes": (elsewhere("lab.workflows.measure"), "measure the nodes in the front end, for the layout of workflows/"),
     "locales": (elsewhere("lab.workflows.locales"), "write the files of locales/"),
     "thumbnails": (elsewhere("lab.workflows.thumbnails"), "make the pictures beside them"),
     "hero": (elsewhere("lab.hero"), "draw the pictures at the head of README.md (needs no ComfyUI)"),

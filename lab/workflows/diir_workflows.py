@@ -6,8 +6,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from lab.workflows.layout import node
-from lab.workflows.magicface_workflows import LEFT, MAN, PERSON, Example, Prompt, Source, miniature_sources
+from lab.workflows.layout import Prompt, node
+from lab.workflows.magicface_workflows import LEFT, MAN, PERSON, Example, Made, Source, miniature_sources
+from lab.workflows.models import SD15, SDXL, UPSCALER
+from lab.workflows.notes import Note
 
 RIGHT = Source("man", "The man", "person", PERSON, "a photo of a man")
 WOMAN = replace(LEFT, region=None)
@@ -18,9 +20,9 @@ NAME = "likeness/diir"
 def repaired(image: list[Any], prompt: str, **more: Any) -> Prompt:
     """DIIR Face Repair behind a picture, and what it shows."""
     return {
-        "repair": node("LikenessDiirFaceRepair", None, [420, 620], image=image, **PARTS, prompt=prompt, **more),
-        "save": node("SaveImage", "Repaired", [340, 380], images=["repair", 0], filename_prefix=NAME),
-        "before": node("PreviewImage", "Before", [340, 380], images=image),
+        "repair": node("LikenessDiirFaceRepair", None, [340, 0], image=image, **PARTS, prompt=prompt, **more),
+        "save": node("SaveImage", "Repaired", [320, 360], images=["repair", 0], filename_prefix=NAME),
+        "before": node("PreviewImage", "Before", [320, 360], images=image),
         "crops": node("PreviewImage", "Faces, before and after", [420, 300], images=["repair", 2]),
     }
 
@@ -28,8 +30,8 @@ def repaired(image: list[Any], prompt: str, **more: Any) -> Prompt:
 def drawn(prompt: str, size: tuple[int, int], seed: int, steps: int, cfg: float, negative: str) -> Prompt:
     """A plain text-to-image graph: what anybody's workflow ends with."""
     return {
-        "positive": node("CLIPTextEncode", "Prompt of the picture", [400, 120], clip=["checkpoint", 1], text=prompt),
-        "negative": node("CLIPTextEncode", "Negative", [400, 100], clip=["checkpoint", 1], text=negative),
+        "positive": node("CLIPTextEncode", "Prompt of the picture", [320, 130], clip=["checkpoint", 1], text=prompt),
+        "negative": node("CLIPTextEncode", "Negative", [320, 110], clip=["checkpoint", 1], text=negative),
         "latent": node("EmptyLatentImage", width=size[0], height=size[1], batch_size=1),
         "sampler": node(
             "KSampler", model=["checkpoint", 0], positive=["positive", 0], negative=["negative", 0],
@@ -49,7 +51,7 @@ def miniature(sources: tuple[Source, ...], prompt: str, face: str, seed: int) ->
         side, last = picture_size(), [f"reference{len(sources) - 1}", 0]
         return {
             "checkpoint": node("LikenessMiniatureLoader"),
-            **miniature_sources(Example(sources, prompt, prompt, "", "")),
+            **miniature_sources(Example(sources, prompt, prompt, "")),
             **drawn(prompt, (side, side), seed, 20, 5.0, ""),
             **repaired(["decode", 0], face, references=last),
         }
@@ -61,12 +63,12 @@ def photo_reference(checkpoint: dict[str, Any], negative: str = "blurry, low qua
     """A checkpoint and the user's picture of the person."""
     return {
         "checkpoint": checkpoint,
-        "picture": node("LoadImage", "The person (paint the mask)", [320, 340], image="example.png"),
+        "picture": node("LoadImage", "The person (paint the mask)", [280, 330], image="example.png"),
         "reference": node(
-            "LikenessMagicFaceReference", None, [340, 260],
+            "LikenessMagicFaceReference",
             image=["picture", 0], concept="man", weight=3.0, mask=["picture", 1],
         ),
-        "face_negative": node("CLIPTextEncode", "Negative of the face", [400, 100], clip=["checkpoint", 1],
+        "face_negative": node("CLIPTextEncode", "Negative of the face", [320, 110], clip=["checkpoint", 1],
                               text=negative),
     }  # fmt: skip
 
@@ -84,33 +86,29 @@ def after_text_to_image(name: str, size: tuple[int, int]) -> Callable[[], Prompt
 def photograph() -> Prompt:
     """A photograph repaired, then enlarged by the host's own nodes."""
     graph = {
-        **photo_reference(node("CheckpointLoaderSimple", ckpt_name="v1-5-pruned-emaonly-fp16.safetensors")),
-        "photograph": node("LoadImage", "The photograph", [320, 340], image="example.png"),
+        **photo_reference(node("CheckpointLoaderSimple", ckpt_name=SD15)),
+        "photograph": node("LoadImage", "The photograph", [280, 330], image="example.png"),
         **repaired(
             ["photograph", 0],
             "a photo of {person}, portrait",
             references=["reference", 0],
             negative=["face_negative", 0],
         ),
-        "upscaler": node("UpscaleModelLoader", "Restore and upscale model", model_name="RealESRGAN_x2plus.pth"),
+        "upscaler": node("UpscaleModelLoader", "Restore and upscale model", model_name=UPSCALER),
         "upscale": node("ImageUpscaleWithModel", upscale_model=["upscaler", 0], image=["repair", 0]),
     }
     graph["save"]["inputs"]["images"] = ["upscale", 0]
     return graph
 
 
-def note(heading: str, text: str, start: str) -> tuple[str, ...]:
-    """The note above a graph."""
-    return (f"## {heading}\n{text}\n\n{start}",)
-
-
-RUN = "Press **Run**: the small model and the drawn references come with the pack."
+RUN = "nothing to choose: the small model and the drawn references come with the pack. Press *Run*."
 OWN = (
-    "Choose your checkpoint and a picture of the person; paint the mask over the person with *Open in MaskEditor*. "
-    "After a run the table under *DIIR Face Repair* shows all faces; tick those you want."
+    "choose your checkpoint and a picture of the person; paint the mask over the person with *Open in MaskEditor*. "
+    "Then press *Run*."
 )
+TABLE = "The table under *DIIR Face Repair* lists the faces after a run; tick those you want."
 
-WORKFLOWS: dict[str, tuple[Callable[[], Prompt], tuple[str, ...]]] = {
+WORKFLOWS: dict[str, Made] = {
     "Demo - DIIR, a small face repaired": (
         miniature(
             (MAN,),
@@ -118,11 +116,11 @@ WORKFLOWS: dict[str, tuple[Callable[[], Prompt], tuple[str, ...]]] = {
             "a picture of {person}, portrait",
             3,
         ),
-        note(
-            "DIIR: the face of a full-body picture repaired",
+        Note(
             "The sampler draws a figure whose face is a few pixels wide. *DIIR Face Repair* draws that face again as "
             "the person of the reference. Every other pixel stays as it was.",
             RUN,
+            "the picture before and repaired, and the face alone before and after.",
         ),
     ),
     "Demo - DIIR, faces of two people": (
@@ -132,33 +130,40 @@ WORKFLOWS: dict[str, tuple[Callable[[], Prompt], tuple[str, ...]]] = {
             "a picture of {person}, portrait",
             11,
         ),
-        note(
-            "DIIR: several people, each with their own face",
-            "One *MagicFace Reference* a person. A face gets its person by likeness where it can be told, else from "
-            "left to right; *people* in *DIIR Options* overrules.",
+        Note(
+            "Several people, each with their own face: one *MagicFace Reference* a person.",
             RUN,
+            "each face repaired as its own person.",
+            "A face gets its person by likeness where it can be told, else from left to right; *people* in *DIIR "
+            "Options* overrules.",
         ),
     ),
     "DIIR - small faces after text to image, SD1.5": (
-        after_text_to_image("v1-5-pruned-emaonly-fp16.safetensors", (512, 768)),
-        note("DIIR: behind text to image, SD1.5", "Put it behind any workflow: the last picture goes in here.", OWN),
+        after_text_to_image(SD15, (512, 768)),
+        Note(
+            "A full-body picture whose face is too small for the model, and that face drawn again. The last node goes "
+            "behind any workflow of yours.",
+            OWN,
+            f"the picture before and repaired. {TABLE}",
+        ),
     ),
     "DIIR - small faces after text to image, SDXL": (
-        after_text_to_image("sd_xl_base_1.0.safetensors", (832, 1216)),
-        note(
-            "DIIR: behind text to image, SDXL",
-            "Faces are drawn again at 1024 x 1024. IP-Adapter, PuLID or a LoRA on the model act in the face as well; "
-            "identities that travel in the conditioning (InstantID, PhotoMaker) go into *positive*.",
+        after_text_to_image(SDXL, (832, 1216)),
+        Note(
+            "As for SD1.5, with faces drawn again at 1024 x 1024.",
             OWN,
+            f"the picture before and repaired. {TABLE}",
+            "IP-Adapter, PuLID or a LoRA on the model act in the face as well; identities that travel in the "
+            "conditioning (InstantID, PhotoMaker) go into *positive*.",
         ),
     ),
     "DIIR - small faces of a photograph": (
         photograph,
-        note(
-            "DIIR: a photograph, then restored and enlarged",
-            "The small faces first, with the identity of another picture of the person; then the whole picture by an "
-            "upscale or restoration model of your own (models/upscale_models).",
+        Note(
+            "The small faces of a photograph first, with the identity of another picture of the person; then the "
+            "whole picture by an upscale or restoration model.",
             OWN,
+            f"the photograph repaired and enlarged. {TABLE}",
         ),
     ),
 }

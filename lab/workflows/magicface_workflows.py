@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lab.workflows.layout import node
-
-Prompt = dict[str, dict[str, Any]]
+from lab.workflows.layout import Prompt, node
+from lab.workflows.models import SD15
+from lab.workflows.notes import Note
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,6 @@ class Example:
     sources: tuple[Source, ...]
     miniature_prompt: str
     prompt: str
-    heading: str
     text: str
     seed: int = 1
 
@@ -81,16 +80,13 @@ EXAMPLES = {
         (MAN,),
         "a picture of a man wearing a red sweater and a hat, portrait, in the snow",
         "a photo of a man wearing a red sweater and a hat, portrait, in the snow",
-        "MagicFace: one person",
-        "The person of the reference, somewhere else and in other clothes. Above the sampler with MagicFace, below it "
-        "the same seed without.",
+        "The person of the reference, somewhere else and in other clothes.",
         seed=3,
     ),
     "a person and a scarf": Example(
         (MAN, SCARF),
         "a picture of a man wearing a black hoodie and a scarf, portrait, in the jungle",
         "a photo of a man wearing a black hoodie and a scarf, portrait, in the jungle",
-        "MagicFace: several concepts",
         "A person and a garment from two pictures. Each concept is a *MagicFace Reference*; they are chained, and "
         "each must be named in the prompt. The preview shows which part of the picture each one was given.",
         seed=6,
@@ -99,7 +95,6 @@ EXAMPLES = {
         (LEFT, RIGHT),
         "a picture of a woman wearing a red sweater and a man wearing a green suit, on the beach",
         "a photo of a woman wearing a red sweater and a man wearing a green suit, on the beach",
-        "MagicFace: two people, each in a place of their own",
         "Two people are easily mixed up. Here each reference has a *region*: the woman has the left half of the new "
         "picture, the man the right. Any mask will do, painted or made.",
         seed=11,
@@ -108,7 +103,6 @@ EXAMPLES = {
         (TEXTURE,),
         "",
         "a photo of a teddy bear wearing a sweater, in a room",
-        "MagicFace: texture transfer",
         "The reference is a material. Its concept is the thing in the new picture that is to be made of it.",
         seed=7,
     ),
@@ -116,7 +110,6 @@ EXAMPLES = {
         (DRAWN,),
         "",
         "a watercolor painting of a man wearing a green suit and glasses, portrait, in a meadow",
-        "MagicFace: any style",
         "Training-free, so the reference may be a drawing and the new picture in another style.",
         seed=4,
     ),
@@ -127,10 +120,10 @@ def miniature_sources(example: Example) -> Prompt:
     """Drawn reference pictures with exact masks and captions, chained."""
     nodes: Prompt = {}
     for i, source in enumerate(example.sources):
-        nodes[f"picture{i}"] = node("LikenessMiniatureSample", source.title, [320, 360], **source.drawn)
+        nodes[f"picture{i}"] = node("LikenessMiniatureSample", source.title, **source.drawn)
         nodes[f"reference{i}"] = reference(source, i, [f"picture{i}", MASK_OUTPUTS[source.mask]], source.drawn_weight)
         nodes[f"reference{i}"]["inputs"]["prompt"] = [f"picture{i}", CAPTION]
-        nodes[f"shown{i}"] = node("PreviewImage", source.title, [260, 300], images=[f"picture{i}", 0])
+        nodes[f"shown{i}"] = node("PreviewImage", source.title, [220, 240], images=[f"picture{i}", 0])
     return nodes
 
 
@@ -138,7 +131,7 @@ def photo_sources(example: Example) -> Prompt:
     """The user's pictures, with masks painted in the front end, chained."""
     nodes: Prompt = {}
     for i, source in enumerate(example.sources):
-        nodes[f"picture{i}"] = node("LoadImage", f"{source.title} (paint its mask)", [320, 340], image="example.png")
+        nodes[f"picture{i}"] = node("LoadImage", f"{source.title} (paint its mask)", [280, 330], image="example.png")
         nodes[f"reference{i}"] = reference(source, i, [f"picture{i}", 1], source.weight)
         nodes[f"reference{i}"]["inputs"]["prompt"] = source.prompt
     return nodes
@@ -166,7 +159,7 @@ def reference(source: Source, index: int, mask: list[Any], weight: float) -> dic
     if source.region:
         chained["region"] = REGIONS[source.region]
     return node(
-        "LikenessMagicFaceReference", None, [340, 260],
+        "LikenessMagicFaceReference",
         image=[f"picture{index}", 0], concept=source.concept, weight=weight, mask=mask, **chained,
     )  # fmt: skip
 
@@ -187,7 +180,7 @@ def graph(
     last = f"reference{len(example.sources) - 1}"
     parts = {"model": ["checkpoint", 0], "clip": ["checkpoint", 1], "vae": ["checkpoint", 2]}
     applied = node(
-        "LikenessMagicFaceApply", None, [400, 260],
+        "LikenessMagicFaceApply",
         **parts, references=[last, 0], prompt=["prompt", 0], positive=["positive", 0], alpha=0.4,
     )  # fmt: skip
     name = "likeness/magicface"
@@ -195,23 +188,23 @@ def graph(
         "checkpoint": checkpoint,
         **(halves(size) if any(source.region for source in example.sources) else {}),
         **sources,
-        "prompt": node("PrimitiveStringMultiline", "Prompt", [400, 140], value=prompt),
-        "positive": node("CLIPTextEncode", "Positive", [400, 100], clip=["checkpoint", 1], text=["prompt", 0]),
+        "prompt": node("PrimitiveStringMultiline", "Prompt", [320, 140], value=prompt),
+        "positive": node("CLIPTextEncode", "Positive", [320, 110], clip=["checkpoint", 1], text=["prompt", 0]),
         "apply": applied,
-        "negative": node("CLIPTextEncode", "Negative", [400, 100], clip=["checkpoint", 1], text=negative),
+        "negative": node("CLIPTextEncode", "Negative", [320, 110], clip=["checkpoint", 1], text=negative),
         "latent": node("EmptyLatentImage", width=size, height=size, batch_size=1),
         "sampler": node("KSampler", "KSampler (MagicFace)", model=["apply", 0], positive=["apply", 1], **rest),
         "plain": node("KSampler", "KSampler (without)", model=["checkpoint", 0], positive=["positive", 0], **rest),
         "decode": node("VAEDecode", samples=["sampler", 0], vae=["checkpoint", 2]),
         "decode_plain": node("VAEDecode", samples=["plain", 0], vae=["checkpoint", 2]),
-        "save": node("SaveImage", "With MagicFace", [340, 380], images=["decode", 0], filename_prefix=name),
-        "save_plain": node("PreviewImage", "Without", [340, 380], images=["decode_plain", 0]),
+        "save": node("SaveImage", "With MagicFace", [320, 360], images=["decode", 0], filename_prefix=name),
+        "save_plain": node("PreviewImage", "Without", [320, 360], images=["decode_plain", 0]),
         "preview": node(
-            "LikenessMagicFacePreview", None, [420, 380],
+            "LikenessMagicFacePreview",
             record=["apply", 2], samples=["sampler", 0], image=["decode", 0], columns=6,
         ),
-        "correspondence": node("PreviewImage", "Where it looked", [420, 300], images=["preview", 1]),
-        "points": node("PreviewImage", "What one point saw", [420, 300], images=["preview", 2]),
+        "correspondence": node("PreviewImage", "Where it looked", [400, 320], images=["preview", 1]),
+        "points": node("PreviewImage", "What one point saw", [400, 320], images=["preview", 2]),
     }  # fmt: skip
 
 
@@ -229,29 +222,32 @@ def miniature(example: Example) -> Callable[[], Prompt]:
 
 def checkpoint(example: Example) -> Callable[[], Prompt]:
     """The example on a user's SD1.5 checkpoint."""
-    loader = node("CheckpointLoaderSimple", ckpt_name="v1-5-pruned-emaonly-fp16.safetensors")
+    loader = node("CheckpointLoaderSimple", ckpt_name=SD15)
     negative = "blurry, low quality, deformed"
     return lambda: graph(example, loader, photo_sources(example), example.prompt, 512, 50, 7.5, negative)
 
 
-def notes(example: Example, *, drawn: bool) -> tuple[str, ...]:
-    """The note above an example's graph."""
-    if drawn:
-        start = "Press **Run**: the small model and the drawn references come with the pack."
-    else:
-        start = (
-            "Choose an **SD1.5** checkpoint (SD2.x and SDXL work as well, at their own picture size) and your own "
-            "pictures; paint each concept with *Open in MaskEditor*, or unplug the mask to use the whole picture. Then "
-            "write a prompt that names each concept in the same words."
-        )
-    return (f"## {example.heading}\n{example.text}\n\n{start}",)
+DEMO = "nothing to choose: the small model and the drawn references come with the pack. Press *Run*."
+OWN = (
+    "choose an SD1.5 checkpoint (SD2.x and SDXL work as well, at their own picture size) and a picture for each *Load "
+    "Image*; paint the concept with *Open in MaskEditor*, or unplug the mask to use the whole picture. Then write a "
+    "prompt that names each concept in the words of its reference."
+)
+EXPECT = "two pictures of one seed, with MagicFace and without, and below them where it looked in the references."
+MORE = "Too weak: raise *weight* of the reference. The picture falls apart: lower it."
 
 
-WORKFLOWS: dict[str, tuple[Callable[[], Prompt], tuple[str, ...]]] = {
+def note(example: Example, *, drawn: bool) -> Note:
+    """The note of an example's graph."""
+    return Note(example.text, DEMO if drawn else OWN, EXPECT, "" if drawn else MORE)
+
+
+Made = tuple[Callable[[], Prompt], Note]
+WORKFLOWS: dict[str, Made] = {
     **{
-        f"Demo - MagicFace, {name}": (miniature(e), notes(e, drawn=True))
+        f"Demo - MagicFace, {name}": (miniature(e), note(e, drawn=True))
         for name, e in EXAMPLES.items()
         if e.miniature_prompt
     },
-    **{f"MagicFace - {name}": (checkpoint(e), notes(e, drawn=False)) for name, e in EXAMPLES.items()},
+    **{f"MagicFace - {name}": (checkpoint(e), note(e, drawn=False)) for name, e in EXAMPLES.items()},
 }

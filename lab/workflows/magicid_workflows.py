@@ -5,22 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from lab.workflows import models
 from lab.workflows.diir_workflows import drawn, repaired
-from lab.workflows.layout import node
-from lab.workflows.magicface_workflows import PERSON, Prompt
+from lab.workflows.layout import Prompt, node
+from lab.workflows.magicface_workflows import PERSON, Made
+from lab.workflows.models import CLIP_VISION, INSTANTID_CONTROL, SD15, SDXL
+from lab.workflows.notes import Note
 from likeness.miniature.models import WEIGHTS
 
 NAME = "likeness/magicid"
 NEGATIVE = "blurry, low quality, deformed"
-SD15, SDXL = "v1-5-pruned-emaonly-fp16.safetensors", "sd_xl_base_1.0.safetensors"
-PLUS_V2, INSTANTID = "ipadapter/ip-adapter-faceid-plusv2_sd15.bin", "instantid/ip-adapter.bin"
+PLUS_V2, INSTANTID = f"ipadapter/{models.FACEID}", f"instantid/{models.INSTANTID}"
 
 
 def encoder(file: str, pack: str, looks: bool) -> Prompt:
     """Identity weights and the face models they need; CLIP-Vision where they look at the picture."""
     nodes, more = {"face_models": node("LikenessFaceModels", provider="insightface", pack=pack)}, {}
     if looks:
-        nodes["vision"] = node("CLIPVisionLoader", clip_name="CLIP-ViT-H-14-laion2B-s32B-b79K.safetensors")
+        nodes["vision"] = node("CLIPVisionLoader", clip_name=CLIP_VISION)
         more = {"clip_vision": ["vision", 0]}
     nodes["weights"] = node("LikenessLoadIdentityWeights", file=file, face_models=["face_models", 0], **more)
     return nodes
@@ -31,7 +33,7 @@ def person(n: int, name: str, image: list[Any], strength: float) -> Prompt:
     before = {"identities": [f"identity{n - 1}", 0]} if n else {}
     return {
         f"identity{n}": node(
-            "LikenessMagicIdIdentity", None, [320, 260],
+            "LikenessMagicIdIdentity", None, None,
             weights=["weights", 0], image=image, name=name, strength=strength, **before,
         )
     }  # fmt: skip
@@ -41,7 +43,7 @@ def photographed(names: tuple[str, ...], strength: float) -> Prompt:
     """People from the user's photos."""
     nodes: Prompt = {}
     for n, name in enumerate(names):
-        nodes[f"photo{n}"] = node("LoadImage", f"Photo of {name}", [320, 340], image="example.png")
+        nodes[f"photo{n}"] = node("LoadImage", f"Photo of {name}", [280, 330], image="example.png")
         nodes |= person(n, name, [f"photo{n}", 0], strength)
     return nodes
 
@@ -49,7 +51,7 @@ def photographed(names: tuple[str, ...], strength: float) -> Prompt:
 def applied(graph: Prompt, last: int, **more: Any) -> Prompt:
     """The sampler of a graph given the model and the conditioning by MagicID Apply."""
     graph["apply"] = node(
-        "LikenessMagicIdApply", None, [340, 320], model=["checkpoint", 0], positive=["positive", 0],
+        "LikenessMagicIdApply", None, None, model=["checkpoint", 0], positive=["positive", 0],
         negative=["negative", 0], strength=1.0, identities=[f"identity{last}", 0], **more,
     )  # fmt: skip
     graph["sampler"]["inputs"] |= {"model": ["apply", 0], "positive": ["apply", 1], "negative": ["apply", 2]}
@@ -58,7 +60,7 @@ def applied(graph: Prompt, last: int, **more: Any) -> Prompt:
 
 def saved() -> Prompt:
     """What was drawn."""
-    return {"save": node("SaveImage", "With the people", [340, 380], images=["decode", 0], filename_prefix=NAME)}
+    return {"save": node("SaveImage", "With the people", [320, 360], images=["decode", 0], filename_prefix=NAME)}
 
 
 def on_draft(graph: Prompt, last: int) -> Prompt:
@@ -68,9 +70,9 @@ def on_draft(graph: Prompt, last: int) -> Prompt:
     return {
         **draft,
         "draft_decode": node("VAEDecode", "Draft", samples=["draft", 0], vae=["checkpoint", 2]),
-        "faces": node("LikenessDetectFaces", None, [320, 380], image=["draft_decode", 0]),
+        "faces": node("LikenessDetectFaces", None, None, image=["draft_decode", 0]),
         "regions": node(
-            "LikenessMagicIdRegions", None, [320, 240],
+            "LikenessMagicIdRegions", None, None,
             where=["faces", 0], image=["draft_decode", 0], identities=[f"identity{last}", 0], order="", grow=1.3,
         ),
         "who": node("PreviewImage", "Who goes where", [320, 340], images=["regions", 1]),
@@ -110,10 +112,10 @@ def instantid() -> Prompt:
         "checkpoint": node("CheckpointLoaderSimple", ckpt_name=SDXL),
         **encoder(INSTANTID, "antelopev2", looks=False),
         **photographed(("Bob",), 0.8),
-        "posing": node("LoadImage", "Picture with the pose", [320, 340], image="example.png"),
-        "faces": node("LikenessDetectFaces", None, [320, 380], image=["posing", 0]),
+        "posing": node("LoadImage", "Picture with the pose", [280, 330], image="example.png"),
+        "faces": node("LikenessDetectFaces", None, None, image=["posing", 0]),
         "landmarks": node("LikenessDrawLandmarks", landmarks=["faces", 0], style="InstantID"),
-        "control": node("ControlNetLoader", "InstantID's ControlNet", control_net_name="instantid.safetensors"),
+        "control": node("ControlNetLoader", "InstantID's ControlNet", control_net_name=INSTANTID_CONTROL),
         **applied(drawn(prompt, (1024, 1024), 1, 30, 5.0, NEGATIVE), 0, **posed),
         **saved(),
     }
@@ -145,7 +147,7 @@ def miniature(
         }
         for n, identity in enumerate(identities):
             people[f"photo{n}"] = node(
-                "LikenessMiniatureSample", f"Person {n + 1}", [320, 360], **{**PERSON, "identity": identity}
+                "LikenessMiniatureSample", f"Person {n + 1}", None, **{**PERSON, "identity": identity}
             )
             people |= person(n, f"person {n + 1}", [f"photo{n}", 0], 1.0)
         placed = on_draft(graph, last) if draft else applied(graph, last)
@@ -157,71 +159,68 @@ def miniature(
     return make
 
 
-def note(heading: str, text: str, start: str) -> tuple[str, ...]:
-    """The note above a graph."""
-    return (f"## {heading}\n{text}\n\n{start}",)
-
-
-RUN = "Press **Run**: the small model, its identity weights and the drawn people come with the pack."
-FACEID = (
-    "Choose an **SD1.5** checkpoint and your photos. Needed: `ip-adapter-faceid-plusv2_sd15.bin` of "
-    "`h94/IP-Adapter-FaceID` in models/ipadapter, `CLIP-ViT-H-14-laion2B-s32B-b79K` in models/clip_vision, and "
-    "insightface with buffalo_l. These are for non-commercial research: read their licences."
+RUN = "nothing to choose: the small model, its identity weights and the drawn people come with the pack. Press *Run*."
+LICENCE = "The face models of insightface ({}) and these weights are for non-commercial research: read their licences."
+FACEID = "choose an SD1.5 checkpoint and your photos; put the files below in their folders; install insightface."
+PLACES = (
+    "A draft without the people tells where heads are, and *MagicID Regions* gives each place to a person; *order* "
+    "exchanges them. Then the same seed with the people in."
 )
-MINIATURE: dict[str, tuple[Callable[[], Prompt], tuple[str, ...]]] = {
+MINIATURE: dict[str, Made] = {
     "Demo - MagicID, one person": (
         miniature((8,), "a picture of a man wearing a red sweater and a hat, portrait, in the snow", 3, draft=False),
-        note(
-            "MagicID: one person",
+        Note(
             "The person of one picture, drawn anew by what the identity encoder has read in the face.",
             RUN,
+            "the person in the clothes and the place of the prompt.",
         ),
     ),
     "Demo - MagicID, two people in their places": (
         miniature((20, 8), "a picture of a woman in a red sweater and a man in a green suit, on the beach", 11),
-        note(
-            "MagicID: two people, each in their place",
-            "A draft without them tells where heads are. *MagicID Regions* gives each place to a person; *order* "
-            "exchanges them. Then the same seed with the people in.",
-            RUN,
-        ),
+        Note(PLACES, RUN, "the draft with its regions, and the picture with both people."),
     ),
     "Demo - MagicID, then DIIR": (
         miniature(
             (8,), "a picture of a man wearing a red sweater, full body, in the snow", 3,
             face="a picture of {person}, portrait",
         ),
-        note(
-            "MagicID, then DIIR",
+        Note(
             "The picture drawn with the person, then the small face repaired with the same identity.",
             RUN,
+            "the picture before and repaired.",
         ),
     ),
-}
+}  # fmt: skip
 
-WORKFLOWS: dict[str, tuple[Callable[[], Prompt], tuple[str, ...]]] = {
+WORKFLOWS: dict[str, Made] = {
     "MagicID - one person, SD1.5": (
         faceid_one,
-        note("MagicID: one person, SD1.5", "FaceID-PlusV2: the face of a photo in a new picture.", FACEID),
+        Note(
+            "FaceID-PlusV2: the face of a photo in a new picture.",
+            FACEID,
+            "the person in the clothes and the place of the prompt.",
+            LICENCE.format("buffalo_l"),
+        ),
     ),
     "MagicID - two people in their places, SD1.5": (
         faceid_two,
-        note(
-            "MagicID: two people on a draft's faces, then repaired, SD1.5",
-            "A draft without them tells where heads are. *MagicID Regions* gives each place to a person; *order* "
-            "exchanges them. *DIIR Face Repair* then draws faces that are too small again, as the same people.",
+        Note(
+            PLACES,
             FACEID,
+            "the draft with its regions, and the picture with both people. *DIIR Face Repair* draws faces that are "
+            "too small again, as the same people.",
+            LICENCE.format("buffalo_l"),
         ),
     ),
     "MagicID - one person by InstantID, SDXL": (
         instantid,
-        note(
-            "MagicID: InstantID, SDXL",
+        Note(
             "InstantID's ControlNet reads the person instead of the text, in the pose of another picture. With several "
             "people each is read in their own region only.",
-            "Choose an **SDXL** checkpoint and your photos. Needed, both of `InstantX/InstantID`: `ip-adapter.bin` in "
-            "models/instantid, and its ControlNet in models/controlnet; and insightface with antelopev2, which is for "
-            "non-commercial research.",
+            "choose an SDXL checkpoint, a photo and a picture with the pose; put the files below in their folders; "
+            "install insightface.",
+            "the person in that pose.",
+            LICENCE.format("antelopev2"),
         ),
     ),
     **(MINIATURE if (WEIGHTS / "magicid.safetensors").is_file() else {}),

@@ -11,26 +11,27 @@ import json
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
 
 from lab.workflows import diir_workflows, magicface_workflows, magicid_workflows, persona_workflows
 from lab.workflows.discovery import hosts, why_none
 from lab.workflows.files import workflow_file
-from lab.workflows.layout import node, to_ui
+from lab.workflows.layout import Prompt, node, to_ui
+from lab.workflows.magicface_workflows import Made
+from lab.workflows.notes import Note
 from lab.workflows.server import Server
 
 
-def text_to_image() -> dict[str, Any]:
+def text_to_image() -> Prompt:
     """The miniature as any checkpoint: nothing of the methods in it."""
     from likeness.miniature.models import picture_size
 
     return {
         "checkpoint": node("LikenessMiniatureLoader"),
         "positive": node(
-            "CLIPTextEncode", "Prompt", [400, 160], clip=["checkpoint", 1],
+            "CLIPTextEncode", "Prompt", [320, 160], clip=["checkpoint", 1],
             text="a picture of a woman wearing a red sweater and a hat, smiling, portrait, in the snow",
         ),
-        "negative": node("CLIPTextEncode", "Nothing (negative)", [400, 100], clip=["checkpoint", 1], text=""),
+        "negative": node("CLIPTextEncode", "Nothing (negative)", [320, 110], clip=["checkpoint", 1], text=""),
         "latent": node("EmptyLatentImage", width=picture_size(), height=picture_size(), batch_size=4),
         "sampler": node(
             "KSampler", model=["checkpoint", 0], positive=["positive", 0], negative=["negative", 0],
@@ -42,17 +43,27 @@ def text_to_image() -> dict[str, Any]:
     }
 
 
-#: name: (prompt, notes shown above the graph)
-WORKFLOWS = {
+WORKFLOWS: dict[str, Made] = {
     "Demo - first pictures": (
         text_to_image,
-        (
-            "## Miniature: first pictures\nPress **Run**. The small model that comes with the pack draws four people "
-            "in some seconds, on any computer.\n\nIt knows the words of its own world; the help of *Load Miniature* "
-            "lists them.",
+        Note(
+            "The small model that comes with the pack, as any checkpoint: nothing of the methods in it.",
+            "nothing to choose. Press *Run*.",
+            "four drawn people in some seconds, on any computer.",
+            "It knows the words of its own world; the help of *Load Miniature* lists them.",
         ),
     ),
 }
+
+
+def every_prompt() -> dict[str, tuple[Prompt, str]]:
+    """Name of a template -> its prompt and the text of its note."""
+    makers = {
+        **WORKFLOWS, **magicface_workflows.WORKFLOWS, **persona_workflows.WORKFLOWS, **diir_workflows.WORKFLOWS,
+        **magicid_workflows.WORKFLOWS,
+    }  # fmt: skip
+    prompts = {name: (make(), note) for name, (make, note) in makers.items()}
+    return {name: (prompt, note.text(name, prompt)) for name, (prompt, note) in prompts.items()}
 
 
 def main(names: list[str]) -> None:
@@ -61,11 +72,8 @@ def main(names: list[str]) -> None:
         sys.exit(why_none())
     with tempfile.TemporaryDirectory() as folder, Server(hosts()[0], Path(folder)) as server:
         info = server.get("/object_info")
-    workflows = {
-        **WORKFLOWS, **magicface_workflows.WORKFLOWS, **persona_workflows.WORKFLOWS, **diir_workflows.WORKFLOWS,
-        **magicid_workflows.WORKFLOWS,
-    }  # fmt: skip
-    for name in names or workflows:
-        make, notes = workflows[name]
-        text = json.dumps(to_ui(make(), info, notes), indent=2, ensure_ascii=False)
+    prompts = every_prompt()
+    for name in names or prompts:
+        prompt, note = prompts[name]
+        text = json.dumps(to_ui(prompt, info, note), indent=2, ensure_ascii=False)
         workflow_file(name).write_text(text + "\n", "utf-8")

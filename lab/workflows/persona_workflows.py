@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
-from lab.workflows.layout import node
-from lab.workflows.magicface_workflows import CAPTION, MAN, MASK_OUTPUTS, PERSON, SCARF, Prompt
+from lab.workflows.layout import Prompt, node
+from lab.workflows.magicface_workflows import CAPTION, MAN, MASK_OUTPUTS, PERSON, SCARF, Made
+from lab.workflows.models import SD15
+from lab.workflows.notes import Note
 
 FACE = MASK_OUTPUTS["face"]
 SAMPLING = {"steps": 20, "cfg": 6.0, "sampler_name": "ddim", "scheduler": "ddim_uniform", "denoise": 1.0}
@@ -28,7 +29,7 @@ def world(prompts: tuple[str, ...]) -> str:
 
 def drawn(title: str, **changes: Any) -> dict[str, Any]:
     """A Miniature Sample node."""
-    return node("LikenessMiniatureSample", title, [320, 360], **{**PERSON, "size": side(), **changes})
+    return node("LikenessMiniatureSample", title, None, **{**PERSON, "size": side(), **changes})
 
 
 def trained(
@@ -36,9 +37,9 @@ def trained(
 ) -> Prompt:
     """Persona Train on a node's picture, with its options beside it; ``mask`` links to its mask."""
     return {
-        f"{name}_options": node("LikenessPersonaTrainOptions", None, [340, 900], **options),
+        f"{name}_options": node("LikenessPersonaTrainOptions", None, None, **options),
         name: node(
-            "LikenessPersonaTrain", None, [340, 340],
+            "LikenessPersonaTrain",
             **{**MODEL, "image": [picture, 0], "mask": mask, "supercategory": word,
                "placeholder": placeholder, "options": [f"{name}_options", 0], **inputs},
         ),
@@ -73,12 +74,12 @@ def shot(
     graph = {}
     if plain:
         title_plain = "The prompt with the plain word"
-        graph[f"{name}_plain"] = node("CLIPTextEncode", title_plain, [400, 120], clip=["checkpoint", 1], text=plain)
+        graph[f"{name}_plain"] = node("CLIPTextEncode", title_plain, [320, 130], clip=["checkpoint", 1], text=plain)
         changes["positive"] = [f"{name}_plain", 0]
     return {
         **graph,
         f"{name}_apply": node(
-            "LikenessPersonaApply", None, [400, 200],
+            "LikenessPersonaApply",
             **{"model": ["checkpoint", 0], "clip": ["checkpoint", 1], **changes}, personas=[personas, 0], prompt=prompt,
         ),
         **painted(name, f"{name}_apply", title, seed, sampling, latent),
@@ -103,18 +104,16 @@ def frame(size: int, checkpoint: dict[str, Any]) -> Prompt:
     """Checkpoint, empty negative and empty latent."""
     return {
         "checkpoint": checkpoint,
-        "negative": node("CLIPTextEncode", "Negative", [340, 100], clip=["checkpoint", 1], text=""),
+        "negative": node("CLIPTextEncode", "Negative", [320, 110], clip=["checkpoint", 1], text=""),
         "latent": node("EmptyLatentImage", width=size, height=size, batch_size=1),
     }
 
 
 def miniature_train() -> Prompt:
-    """Learn a drawn person, and see them in new scenes and with another expression."""
+    """Learn a drawn person, and see them in new scenes."""
     scenes = (
         ("snow", "a picture of a S* wearing a red sweater, portrait, in the snow", "In the snow"),
         ("beach", "a picture of a S* wearing a blue suit and a hat, portrait, on the beach", "On the beach"),
-        ("smile", "a picture of a S* wearing a green hoodie, smiling, portrait, in the city", "Another expression"),
-        ("watercolor", "a watercolor of a S* wearing a white shirt, portrait, in a meadow", "Another style"),
     )
     graph = {**frame(side(), node("LikenessMiniatureLoader")), "picture": drawn("The person")}
     graph |= learnt("train", "picture", "person", "S*")
@@ -132,7 +131,7 @@ def reference(picture: str, concept: str, mask: int, prompt: Any, **changes: Any
         "image": [picture, 0], "concept": concept, "mask": [picture, mask], "prompt": prompt,
         "weight": MAN.drawn_weight,
     }  # fmt: skip
-    return node("LikenessMagicFaceReference", None, [340, 260], **{**values, **changes})
+    return node("LikenessMagicFaceReference", None, None, **{**values, **changes})
 
 
 def with_magicface(
@@ -145,7 +144,7 @@ def with_magicface(
     """
     spoken = plain.replace(word, "S*", 1)
     magicface = node(
-        "LikenessMagicFaceApply", None, [400, 260],
+        "LikenessMagicFaceApply",
         **MODEL, references=[references, 0], prompt=plain, alpha=0.4,
     )  # fmt: skip
     graph = {"magicface": magicface}
@@ -169,12 +168,12 @@ def miniature_magicface() -> Prompt:
 
 def checkpoint() -> dict[str, Any]:
     """The user's SD1.5."""
-    return node("CheckpointLoaderSimple", ckpt_name="v1-5-pruned-emaonly-fp16.safetensors")
+    return node("CheckpointLoaderSimple", ckpt_name=SD15)
 
 
 def photo(title: str) -> dict[str, Any]:
     """The user's picture."""
-    return node("LoadImage", f"{title} (paint its mask)", [320, 340], image="example.png")
+    return node("LoadImage", f"{title} (paint its mask)", [280, 330], image="example.png")
 
 
 def loaded(title: str, placeholder: str, **changes: Any) -> dict[str, Any]:
@@ -241,49 +240,76 @@ def sd_lora() -> Prompt:
     return graph | shot("plain", prompt, "person", "Without", 1, SD_SAMPLING)
 
 
-START = "Press **Run**: model and pictures come with the pack. Learning takes a minute or two on a CPU."
-OWN = "Choose an **SD1.5** checkpoint and your own picture; paint the face with *Open in MaskEditor*."
+RUN = "nothing to choose: model and pictures come with the pack. Press *Run*; learning takes some minutes on a CPU."
+OWN = "choose an SD1.5 checkpoint and your own picture; paint the face with *Open in MaskEditor*. Then press *Run*."
+SAVED = "choose an SD1.5 checkpoint and the persona you trained on it."
 
-WORKFLOWS: dict[str, tuple[Callable[[], Prompt], tuple[str, ...]]] = {
+WORKFLOWS: dict[str, Made] = {
     "Demo - PersonaMagic, learn a person": (
         miniature_train,
-        (f"## PersonaMagic: learn a person\nOne picture is enough. The person is learnt as words that change over the "
-         f"steps, and then put into four prompts as S*.\n\n{START}",),
+        Note(
+            "One picture is enough. The person is learnt as words that change over the steps, and is then called S* "
+            "in a prompt.",
+            RUN,
+            "the person in new scenes, and a plot of the loss. It jumps with every step's noise: look at its mean.",
+        ),
     ),
     "Demo - PersonaMagic with MagicFace": (
         miniature_magicface,
-        (f"## PersonaMagic with MagicFace\nBoth on one model: the persona in the words, MagicFace in the "
-         f"self-attention, which brings the scarf as well. Below the same seed with each of them alone.\n\n{START}",),
+        Note(
+            "Both on one model: the persona in the words, MagicFace in the self-attention, which brings the scarf.",
+            RUN,
+            "the same seed three times: both, the persona alone, MagicFace alone.",
+        ),
     ),
     "PersonaMagic - 1 learn a person": (
         sd_train,
-        (f"## PersonaMagic: learn a person\n{OWN} The persona is saved to models/personas.",),
+        Note(
+            "A person, learnt from one photo as a word of the prompt.",
+            OWN,
+            "the persona as a file in `models/personas`, and a first picture with it. The loss jumps with every "
+            "step's noise: look at its mean.",
+            "The other PersonaMagic templates use the file.",
+        ),
     ),
     "PersonaMagic - 2 new scenes": (
         sd_play,
-        ("## PersonaMagic: play a saved person\nA new scene, an expression, and one region of a picture. Choose an "
-         "**SD1.5** checkpoint and the persona you trained on it.",),
-    ),
-    "PersonaMagic - 4 with a learnt style": (
-        sd_style,
-        ("## PersonaMagic: person and style\nTwo saved personas in one prompt; train the style with *style* switched "
-         "on and a mask of the whole picture.",),
+        Note(
+            "A saved person in a new scene, with an expression, and in one region of a picture.",
+            f"{SAVED} Choose the picture to paint in and mark the place with *Open in MaskEditor*.",
+            "three pictures.",
+        ),
     ),
     "PersonaMagic - 3 expressions": (
         sd_expression,
-        ("## PersonaMagic: expressions\nThree prompts with the same seed. Choose an **SD1.5** checkpoint and the "
-         "persona you trained on it.",),
+        Note(
+            "A saved person in three expressions.", SAVED, "three pictures of one seed; only the prompt's words differ."
+        ),
     ),
-    "PersonaMagic - 6 with MagicFace": (
-        sd_magicface,
-        ("## PersonaMagic with MagicFace\nBoth on one model, and each alone. Choose an **SD1.5** checkpoint, the "
-         "persona you trained on it, and a photo of the same person; paint the face with *Open in MaskEditor*.\n\n"
-         "The prompt of *MagicFace Apply* is that of *Persona Apply* with the plain word the persona was trained with "
-         "(here *face*) in place of S*; it is also the concept of the reference.",),
+    "PersonaMagic - 4 with a learnt style": (
+        sd_style,
+        Note(
+            "A saved person and a saved style in one prompt.",
+            f"{SAVED} Train the style in the same way, with *style* switched on and a mask of the whole picture.",
+            "the person in that style.",
+        ),
     ),
     "PersonaMagic - 5 with a LoRA": (
         sd_lora,
-        ("## PersonaMagic with a LoRA\nModel and text encoder go through *Load LoRA* before *Persona Apply*; below, "
-         "the same seed without. Choose an **SD1.5** checkpoint, a LoRA for it, and the persona you trained on it.",),
+        Note(
+            "Model and text encoder go through *Load LoRA* before *Persona Apply*.",
+            f"{SAVED} Choose a LoRA for that checkpoint.",
+            "the same seed with the LoRA and without.",
+        ),
     ),
-}  # fmt: skip
+    "PersonaMagic - 6 with MagicFace": (
+        sd_magicface,
+        Note(
+            "Both on one model: the persona in the words, MagicFace with a photo of the same person.",
+            f"{SAVED} Choose the photo and paint the face with *Open in MaskEditor*.",
+            "the same seed three times: both, the persona alone, MagicFace alone.",
+            "The prompt of *MagicFace Apply* is that of *Persona Apply* with the plain word the persona was trained "
+            "with (here *face*) in place of S*; it is also the concept of the reference.",
+        ),
+    ),
+}

@@ -30,7 +30,7 @@ WINDOW, SHOWN = (2400, 1500), (1400, 800)
 #: what the user's own workflows ask for, by folder of the base directory; the thumbnails need the names only
 USERS_FILES = {
     "models/checkpoints": ("v1-5-pruned-emaonly-fp16.safetensors", "sd_xl_base_1.0.safetensors"),
-    "models/upscale_models": ("RealESRGAN_x2plus.pth",),
+    "models/upscale_models": ("RealESRGAN_x4plus.safetensors",),
     "models/loras": ("my_lora.safetensors",),
     "models/ipadapter": ("ip-adapter-faceid-plusv2_sd15.bin",),
     "models/instantid": ("ip-adapter.bin",),
