@@ -77,9 +77,9 @@ def test_every_number_has_a_range(ours: dict[str, Any]) -> None:
     assert not open_ended
 
 
-def test_every_node_has_a_help_page(server: Server, ours: dict[str, Any]) -> None:
-    missing = [name for name in ours if not page(server, f"docs/{name}/en.md").startswith(b"#")]
-    assert not missing
+def test_every_node_has_a_help_page_in_both_languages(server: Server, ours: dict[str, Any]) -> None:
+    pages = [f"docs/{name}/{language}.md" for name in ours for language in ("en", "zh")]
+    assert not [path for path in pages if not page(server, path).startswith(b"#")]
 
 
 def page(server: Server, path: str) -> bytes:
