@@ -25,7 +25,7 @@ from lab.evaluation import magicid as measure
 from lab.evaluation.store import RecordFile
 from lab.magicid_people import LANDMARKS, SKELETON, Size, cached
 from lab.magicid_shards import Reader
-from lab.verbs import run_verb
+from lab.verbs import elsewhere, run_verb
 from likeness.core.errors import bad_input
 from likeness.core.magicid.encoder import EncoderShape, build_encoder
 from likeness.formats.magicid import load_magicid, save_magicid
@@ -273,6 +273,7 @@ def prove(argv: Sequence[str]) -> int:
 
 
 VERBS = {
+    "benchmark": (elsewhere("lab.benchmarks.magicid"), "what identities cost a step, beside a loop over them"),
     "prove": (prove, "measure the weights on held-out people of the miniature"),
     "train": (run_training, "learn identity attention and the Identity ControlNet by Multi-Mode Fusion"),
 }

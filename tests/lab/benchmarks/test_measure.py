@@ -7,7 +7,7 @@ import time
 import pytest
 import torch
 
-from lab.benchmarks import magicface, persona
+from lab.benchmarks import magicface, magicid, persona
 from lab.benchmarks.measure import Demand, Meter, demand, device_name, measure, place
 
 CPU = torch.device("cpu")
@@ -61,3 +61,13 @@ def test_what_work_asks_of_a_gpu() -> None:
     asked = demand(make)
     assert asked == Demand(launches=3, syncs=1, flops=2 * 2 * 4 * 8)
     assert Demand(6, 3, 256).columns(asked) == "2.00 | 2 | 2.000"
+
+
+def test_magicid_asks_little_of_a_gpu_however_many_people() -> None:
+    asked = magicid.demands("tiny", 8, torch.float32, (1, 4))
+    plain = asked[magicid.VANILLA, 0]
+    more = {variant: one.launches - plain.launches for variant, one in asked.items()}
+    layers = 16
+    assert more[magicid.OURS, 1] <= 3 * layers and more[magicid.OURS, 4] <= 7 * layers < more[magicid.LOOP, 4]
+    assert {one.syncs for one in asked.values()} == {plain.syncs} and magicid.kept(asked)
+    assert all(row in magicid.table(asked, {}) for row in ("| vanilla |", "| MGMICA | 4 |", "| loop | 4 |"))

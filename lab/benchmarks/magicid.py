@@ -1,0 +1,150 @@
+"""What identities cost while sampling: one batched attention for all of them (MGMICA), against a loop over them.
+
+Run it as ``python run.py magicid benchmark``. A guided step (two rows) with N identities, each in a region of its own,
+beside a vanilla step; time on this machine, and launches, waits and FLOPs as a GPU would see them. Random weights: cost
+does not depend on them.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from diffusers import UNet2DConditionModel
+from torch import Tensor
+
+from lab.benchmarks.magicface import SHAPES
+from lab.benchmarks.measure import Demand, demand, device_name, place
+from lab.benchmarks.persona import Timing, alternate
+from likeness.core.attention import merge_heads, split_heads
+from likeness.core.blocks import BlockId
+from likeness.core.magicid.projections import IdentityAttention
+from likeness.core.magicid.run import LayerKeys, MagicIdRun, PlacedIdentity, project
+from likeness.core.masks import FULL_FRAME, token_grid
+from likeness.hosts.diffusers.common import transformer_blocks, unet_layout
+from likeness.hosts.diffusers.magicid import identities
+
+LIMIT, TOKENS, SIGMAS = 1.05, 4, (10.0, 5.0, 0.0)
+VANILLA, OURS, LOOP = "vanilla", "MGMICA", "loop"
+
+
+@dataclass(frozen=True, eq=False)
+class Loop:
+    """What MGMICA is measured against: one attention kernel for each identity, weighed by its mask and added."""
+
+    run: MagicIdRun
+    latent: tuple[int, int]
+
+    def add(self, block: BlockId, q: Tensor, attended: Tensor, heads: int) -> Tensor:
+        """See :meth:`likeness.core.magicid.run.MagicIdCall.add`."""
+        layer: LayerKeys = self.run.keys(block, q)
+        grid = token_grid(self.latent, self.run.layout.factor(block), q.shape[1])
+        weights, present = self.run.weights(grid, (FULL_FRAME,), tuple(range(len(self.run.people))), q)
+        for n in range(len(present)):
+            k, v = (split_heads(x[:, n], heads) for x in (layer.k, layer.v))
+            own = merge_heads(F.scaled_dot_product_attention(split_heads(q, heads), k, v))
+            attended = attended + own * weights[:, n, :, None]
+        return attended
+
+
+def random_unet(shape: str, device: torch.device, dtype: torch.dtype) -> UNet2DConditionModel:
+    """A UNet of a known shape."""
+    torch.manual_seed(0)
+    return place(UNet2DConditionModel(**SHAPES[shape]).eval(), device, dtype)
+
+
+def cross_widths(unet: UNet2DConditionModel) -> dict[BlockId, int]:
+    """Width of every cross-attention."""
+    return {block: unet.get_submodule(f"{path}.attn2").to_k.out_features for path, block in transformer_blocks(unet)}
+
+
+def people(count: int, width: int) -> list[PlacedIdentity]:
+    """Identities side by side, each in its own part of the picture."""
+    planes = torch.eye(count).repeat_interleave(16, dim=1)[:, None].expand(-1, 16, -1)  # N 16 (16 N)
+    return [PlacedIdentity(torch.randn(TOKENS, width), torch.randn(TOKENS, width), plane) for plane in planes]
+
+
+def step(unet: UNet2DConditionModel, side: int, count: int = 0, way: str = VANILLA) -> Callable[[], object]:
+    """A guided step with identities, as the work of a benchmark."""
+    width, device, dtype = unet.config.cross_attention_dim, unet.device, unet.dtype
+    x, text = (torch.randn(shape).to(device, dtype) for shape in ((2, 4, side, side), (2, 77, width)))
+    more = {}
+    if unet.config.addition_embed_type == "text_time":
+        more = {"added_cond_kwargs": {
+            "text_embeds": torch.randn(2, 1280).to(device, dtype), "time_ids": torch.zeros(2, 6).to(device, dtype)
+        }}  # fmt: skip
+    forward = partial(unet, x, torch.tensor(500).to(device), encoder_hidden_states=text, **more)
+    if way == VANILLA:
+        return forward
+    attention, some = IdentityAttention(cross_widths(unet), width), people(count, width)
+    run = MagicIdRun(project(attention, some), some, unet_layout(unet), SIGMAS)
+
+    def work() -> None:
+        with identities(unet, attention.blocks) as slot:
+            call = run.begin(SIGMAS[0], (False, True), (side, side))
+            slot.call = call if way == OURS else Loop(run, (side, side))
+            forward()
+
+    work()  # as in a run, whose first step moves keys and masks to the device
+    return work
+
+
+def demands(shape: str, side: int, dtype: torch.dtype, counts: Sequence[int]) -> dict[tuple[str, int], Demand]:
+    """What each variant asks of a GPU; the same on every machine."""
+    variants = [(VANILLA, 0), *((way, n) for n in counts for way in (OURS, LOOP))]
+    return {
+        (way, n): demand(lambda device, way=way, n=n: step(random_unet(shape, device, dtype), side, n, way))
+        for way, n in variants
+    }
+
+
+def timings(shape: str, side: int, device: torch.device, dtype: torch.dtype, counts: Sequence[int], rounds: int,
+            busy: bool) -> dict[tuple[str, int], Timing]:  # fmt: skip
+    """Median times of the variants, taken in turn on one UNet."""
+    unet = random_unet(shape, device, dtype)
+    works = {(VANILLA, 0): step(unet, side)}
+    works |= {(way, n): step(unet, side, n, way) for n in counts for way in (OURS, LOOP)}
+    with torch.no_grad():
+        return alternate(works, rounds, device, busy)
+
+
+def table(asked: dict[tuple[str, int], Demand], timed: dict[tuple[str, int], Timing]) -> str:
+    """Markdown; without timings their columns stay empty."""
+    lines = [f"| | N | seconds | x vanilla | {Demand.HEADS} |", "|---|---|---|---|---|---|---|"]
+    plain = (VANILLA, 0)
+    for variant, counted in asked.items():
+        way, n = variant
+        taken = timed[variant].seconds if timed else 0.0
+        seconds = f"{taken:.3f} | {taken / timed[plain].seconds:.3f}" if timed else "|"
+        lines.append(f"| {way} | {n or ''} | {seconds} | {counted.columns(asked[plain])} |")
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line; 1 where MGMICA of up to four identities makes a GPU wait or costs more FLOPs than the bar."""
+    parser = argparse.ArgumentParser(prog="run.py magicid benchmark", description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("--shape", choices=sorted(SHAPES), default="sd15")
+    parser.add_argument("--size", type=int, default=512, help="picture side in pixels (512)")
+    parser.add_argument("--identities", type=int, nargs="+", default=[1, 2, 4], metavar="N")
+    parser.add_argument("--rounds", type=int, default=5, help="after the warm-up (5); 0: no timing")
+    parser.add_argument("--busy", action="store_true", help="count CPU time, for a machine that others use too")
+    args = parser.parse_args(argv)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = torch.float16 if device.type == "cuda" else torch.float32
+    side = args.size // 8
+    asked = demands(args.shape, side, torch.float32, args.identities)
+    timed = timings(args.shape, side, device, dtype, args.identities, args.rounds, args.busy) if args.rounds else {}
+    print(f"{args.shape}, {args.size} px, {dtype}, {device_name(device)}; bar for N <= 4: x {LIMIT}, no wait\n")
+    print(table(asked, timed))
+    return 0 if kept(asked) else 1
+
+
+def kept(asked: dict[tuple[str, int], Demand]) -> bool:
+    """Whether MGMICA keeps what can be told on every machine: its FLOPs below the bar, and no wait."""
+    plain = asked[VANILLA, 0]
+    ours = [one for (way, n), one in asked.items() if way == OURS and n <= 4]
+    return all(one.syncs <= plain.syncs and one.flops <= LIMIT * plain.flops for one in ours)
