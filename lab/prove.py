@@ -55,7 +55,7 @@ class System:
 
 SYSTEMS = {
     "magicface": System("MagicFace", "lab.evaluation.magicface_proof", picture="demo.jpg"),
-    "persona": System("PersonaMagic", "lab.evaluation.persona", picture="persona.jpg"),
+    "persona": System("PersonaMagic", "lab.evaluation.persona", ("--tables", "1,2,curve"), "persona.jpg"),
     "diir": System("DIIR face repair", "lab.diir", ("prove",), "diir.jpg"),
     "magicid": System("MagicID", "lab.magicid", ("prove",), "magicid.jpg"),
 }
