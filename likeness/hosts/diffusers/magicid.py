@@ -110,7 +110,7 @@ def pose_embedding(out: int, width: int | None = None) -> nn.Sequential:
 def load_control(unet: nn.Module, weights: MagicIdWeights) -> ControlNetModel:
     """The Identity ControlNet of trained weights, float32 where the UNet is."""
     width = weights.control["controlnet_cond_embedding.1.weight"].shape[0]
-    control = new_control(unet, width).to(unet.device, unet.dtype)
+    control = nn.Module.to(new_control(unet, width), unet.device, unet.dtype)  # diffusers' own warns for nothing
     control.load_state_dict(weights.control)
     return control.eval().requires_grad_(False)
 
