@@ -22,6 +22,8 @@ from accelerate import Accelerator
 from tqdm import tqdm
 
 from lab.evaluation import magicid as measure
+from lab.evaluation.directions import save
+from lab.evaluation.magicid_directions import directions
 from lab.evaluation.store import RecordFile
 from lab.magicid_people import LANDMARKS, SKELETON, Size, cached
 from lab.magicid_shards import Reader
@@ -268,6 +270,7 @@ def prove(argv: Sequence[str]) -> int:
     for key, compute in tqdm(list(measure.work(lab, options.people, seeds, names)), desc="cases", unit="case"):
         store.record(key, compute)
     (options.out / "tables.md").write_text(measure.report(store.records) + "\n", encoding="utf-8")
+    save(options.out, directions(store.records))
     log.info("%s", measure.report(store.records))
     return 0
 

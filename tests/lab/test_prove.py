@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lab.evaluation import magicface_proof
+from lab.evaluation import magicface_proof, magicid_directions
 from lab.evaluation.directions import NOT_SEEN, OPPOSITE, SEEN, Direction, direction, load, save, unshown
 from lab.evaluation.magicface import GROUP_VARIANTS, VARIANTS
 from lab.evaluation.store import RecordFile, paired, rows_of
@@ -72,3 +72,15 @@ def test_the_page_holds_what_is_there_and_names_what_is_not(tmp_path):
     assert "| Fig. 6 | it says | 0.5 | seen |\n| Table 4 | so | - | cannot be shown here, because of that |" in text
     assert "![DIIR face repair](diir.jpg)" in text and "### A table" in text
     assert "Not measured in this run: MagicFace, PersonaMagic, MagicID." in text
+
+
+def test_magicid_directions_count_an_empty_place_as_nothing():
+    def group(own, placed):
+        return {"own": own, "placed": placed, "other": [0.0], "wrong": [0.0], "prompt": [1.0]}
+
+    records = {}
+    for i in range(3):
+        records[f"two/{i}/MGMICA"] = group([0.6, 0.6], [1.0, 1.0])
+        records[f"two/{i}/plain sum"] = group([0.6], [1.0, 0.0])
+    (found, *_) = magicid_directions.directions(records)
+    assert found.measured == "FaceSim, MGMICA less plain sum: +0.30 (+0.30 to +0.30), n = 3" and found.verdict == SEEN
