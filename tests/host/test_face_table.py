@@ -39,7 +39,7 @@ def page(server: Server, request: pytest.FixtureRequest, tmp_path_factory: pytes
     """The front end in each of its renderers, the workflow in it, and run once."""
     program = find_chromium()
     if program is None:
-        pytest.skip("FACE TABLE NOT TESTED: no Chromium; install one or set CHROMIUM")
+        pytest.skip("FACE TABLE NOT TESTED: no Chromium, or no Playwright to drive it: the extra 'browser'")
     server.post("/settings", {**SETTINGS, "Comfy.VueNodes.Enabled": request.param})
     with Page(program, tmp_path_factory.mktemp("profile")) as tab:
         tab.open(server.url)

@@ -25,7 +25,7 @@ def page(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[P
     """The front end of the running server, loaded and past its first-start screens."""
     program = find_chromium()
     if program is None:
-        pytest.skip("FRONT END NOT TESTED: no Chromium; install one or set CHROMIUM")
+        pytest.skip("FRONT END NOT TESTED: no Chromium, or no Playwright to drive it: the extra 'browser'")
     server.post("/settings", SETTINGS)
     with Page(program, tmp_path_factory.mktemp("profile")) as tab:
         tab.open(server.url)
