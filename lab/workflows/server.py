@@ -68,7 +68,7 @@ class Server:
             except subprocess.TimeoutExpired:
                 self._process.kill()
 
-    def _wait_until_ready(self, timeout: float = 240) -> None:
+    def _wait_until_ready(self, timeout: float = 600) -> None:
         end = time.monotonic() + timeout
         while time.monotonic() < end:
             if self._process.poll() is not None:
