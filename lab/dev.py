@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from lab.verbs import elsewhere, run_verb
 
 VERBS = {
-    "workflows": (elsewhere("lab.workflows.make"), "write the files of workflows/"),
+    "workflows": (elsewhere("lab.workflows.make"), "write the files of workflows/ and subgraphs/"),
     "sizes": (elsewhere("lab.workflows.measure"), "measure the nodes in the front end, for the layout of workflows/"),
     "locales": (elsewhere("lab.workflows.locales"), "write the files of locales/"),
     "thumbnails": (elsewhere("lab.workflows.thumbnails"), "make the pictures beside them"),

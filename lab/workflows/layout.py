@@ -13,6 +13,8 @@ from lab.workflows.placing import SIZES, is_link, place, room
 from lab.workflows.workflow import ObjectInfo, input_options, widget_names
 
 WIDTH, NOTE_WIDTH, HEAD_GAP = 280, 380, 120
+#: what becomes of a seed after a run: no input of the server's, but a value of the front end's
+AFTER = "control_after_generate"
 #: of a line of the note at that width
 LETTERS, LINE = 42, 22
 
@@ -48,21 +50,26 @@ def to_ui(prompt: Prompt, object_info: ObjectInfo, note: str = "") -> dict[str, 
 
 
 def arranged(
-    prompt: Prompt, object_info: ObjectInfo, note: str
+    prompt: Prompt, object_info: ObjectInfo, note: str, outside: Mapping[str, int] | None = None
 ) -> tuple[list[dict[str, Any]], list[list[Any]], list[dict[str, Any]]]:
-    """Nodes with their places, links and groups of a prompt; the note is the last node."""
-    order = {key: index + 1 for index, key in enumerate(prompt)}
+    """Nodes with their places, links and groups of a prompt; the note is the last node.
+
+    Args:
+        outside: key -> id of what links may come from that is no node of the prompt.
+    """
+    order = {**{key: index + 1 for index, key in enumerate(prompt)}, **(outside or {})}
     links: list[list[Any]] = []
     nodes = {key: _node(key, prompt, order, object_info, links) for key in prompt}
     by_id = {node["id"]: node for node in nodes.values()}
     for link_id, source, slot, *_ in links:
-        by_id[source]["outputs"][slot]["links"].append(link_id)
+        if source in by_id:
+            by_id[source]["outputs"][slot]["links"].append(link_id)
     head = (NOTE_WIDTH, note_height(note) + HEAD_GAP) if note else (0, 0)
     sizes = {key: room(node["type"], node["size"]) for key, node in nodes.items()}
     positions, groups = place(prompt, sizes, head)
     for key, node in nodes.items():
         node["pos"] = positions[key]
-    notes = [_note(len(order) + 1, note)] if note else []
+    notes = [_note(len(nodes) + 1, note)] if note else []
     return [*nodes.values(), *notes], links, groups
 
 
@@ -93,6 +100,12 @@ def _node(
     return node
 
 
+def joined(link: list[Any]) -> dict[str, Any]:
+    """A link in the form it has inside a subgraph."""
+    names = ("id", "origin_id", "origin_slot", "target_id", "target_slot", "type")
+    return dict(zip(names, link, strict=True))
+
+
 def _properties(entry: Mapping[str, Any]) -> dict[str, Any]:
     models = offered(entry["inputs"]) if entry["class_type"].endswith(("Loader", "LoaderSimple")) else []
     return {"Node name for S&R": entry["class_type"], **({"models": models} if models else {})}
@@ -115,11 +128,11 @@ def _slots(
         value = entry["inputs"].get(name)
         if name in widgets and not is_link(value):
             continue
-        kind = declared.get(name)
+        kind = "COMBO" if isinstance(declared.get(name), list) else declared.get(name)
         slot: dict[str, Any] = {"name": name, "type": kind, "link": None}
         if is_link(value):
-            source = prompt[value[0]]["class_type"]
-            kind = object_info[source]["output"][value[1]]
+            if value[0] in prompt:
+                kind = object_info[prompt[value[0]]["class_type"]]["output"][value[1]]
             links.append([len(links) + 1, order[value[0]], value[1], order[key], len(slots), kind])
             slot.update(link=len(links), type=kind)
         if name in widgets:
@@ -134,7 +147,7 @@ def _values(inputs: Mapping[str, Any], info: Mapping[str, Any]) -> list[Any]:
     last = ""
     for name in widget_names(info):
         if name is None:
-            values.append("image" if options[last][1].get("image_upload") else "fixed")
+            values.append("image" if options[last][1].get("image_upload") else inputs.get(AFTER, "fixed"))
             continue
         last = name
         value = inputs.get(name)
@@ -145,8 +158,9 @@ def _values(inputs: Mapping[str, Any], info: Mapping[str, Any]) -> list[Any]:
 def _default(kind: Any, options: Mapping[str, Any]) -> Any:
     if "default" in options:
         return options["default"]
-    choices = kind if isinstance(kind, list) else options.get("options")
-    return choices[0] if choices else {"INT": 0, "FLOAT": 0.0, "BOOLEAN": False}.get(kind, "")
+    if isinstance(kind, list) or options.get("options"):
+        return next(iter(kind if isinstance(kind, list) else options["options"]), "")
+    return {"INT": 0, "FLOAT": 0.0, "BOOLEAN": False}.get(kind, "")
 
 
 def _size(kind: str, shape: list[int] | None) -> list[int]:

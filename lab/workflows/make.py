@@ -1,4 +1,4 @@
-"""Writes the files of ``workflows/`` from the prompts below, laid out as the front end saves them.
+"""Writes the files of ``workflows/`` and ``subgraphs/`` from the prompts below, laid out as the front end saves them.
 
 Run by hand when a node or an example changes, with a ComfyUI (``COMFYUI_PATH``, ``COMFYUI_PYTHON``)::
 
@@ -11,14 +11,18 @@ import json
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from lab.workflows import diir_workflows, magicface_workflows, magicid_workflows, persona_workflows
+from lab.workflows.blueprint import blueprint_file, box
+from lab.workflows.blueprints import BLUEPRINTS
 from lab.workflows.discovery import hosts, why_none
 from lab.workflows.files import workflow_file
 from lab.workflows.layout import Prompt, node, to_ui
 from lab.workflows.magicface_workflows import Made
 from lab.workflows.notes import Note
 from lab.workflows.server import Server
+from lab.workflows.workflow import ObjectInfo
 
 
 def text_to_image() -> Prompt:
@@ -66,14 +70,21 @@ def every_prompt() -> dict[str, tuple[Prompt, str]]:
     return {name: (prompt, note.text(name, prompt)) for name, (prompt, note) in prompts.items()}
 
 
+def every_file(info: ObjectInfo) -> dict[str, tuple[Path, dict[str, Any]]]:
+    """Name of a template or a blueprint -> its file and what is to stand in it."""
+    templates = {
+        name: (workflow_file(name), to_ui(prompt, info, note)) for name, (prompt, note) in every_prompt().items()
+    }
+    return templates | {name: (blueprint_file(name), box(name, make(), info)) for name, make in BLUEPRINTS.items()}
+
+
 def main(names: list[str]) -> None:
-    """Write the named workflows, or all of them."""
+    """Write the named templates and blueprints, or all of them."""
     if not hosts():
         sys.exit(why_none())
     with tempfile.TemporaryDirectory() as folder, Server(hosts()[0], Path(folder)) as server:
-        info = server.get("/object_info")
-    prompts = every_prompt()
-    for name in names or prompts:
-        prompt, note = prompts[name]
-        text = json.dumps(to_ui(prompt, info, note), indent=2, ensure_ascii=False)
-        workflow_file(name).write_text(text + "\n", "utf-8")
+        files = every_file(server.get("/object_info"))
+    for name in names or files:
+        file, graph = files[name]
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(json.dumps(graph, indent=2, ensure_ascii=False) + "\n", "utf-8")

@@ -14,11 +14,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from lab.workflows.browser import Page, find_chromium
+from lab.workflows.browser import SETTINGS, Page, find_chromium
 from lab.workflows.discovery import hosts, why_none
 from lab.workflows.make import every_prompt
 from lab.workflows.server import Server
-from lab.workflows.thumbnails import SETTINGS
 
 FILE = Path(__file__).with_name("node_sizes.json")
 WIDTH, STEP = 340, 1600

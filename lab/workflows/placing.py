@@ -25,6 +25,7 @@ COLOURS = ("#3f789e", "#8a6d3b", "#88a", "#5b8a5b", "#a1587a", "#444")
 #: kind -> first stage it can stand in; every other node stands where its sources do
 STARTS = {
     **dict.fromkeys(("LoadImage", "LikenessMiniatureSample", "LikenessPersonaLoad", "SolidMask"), REFERENCES),
+    "LikenessMagicFaceReference": REFERENCES,
     **dict.fromkeys(("LikenessPersonaTrain", "LikenessPersonaTrainOptions"), LEARN),
     **dict.fromkeys(("PrimitiveStringMultiline", "CLIPTextEncode", "EmptyLatentImage", "KSampler"), DRAW),
     **dict.fromkeys(("LikenessPersonaApply", "LikenessMagicFaceApply", "LikenessMagicIdApply"), DRAW),

@@ -1,4 +1,7 @@
-"""Makes the picture beside each file of ``workflows/``: what the miniature drew, or how the graph looks.
+"""Makes the picture beside each file of ``workflows/``: square, the result large, what it came from in its corner.
+
+A demo is run. A template for the user's own checkpoint shows the picture of the demo that does the same, marked; one
+that no demo comes near shows the pictures that go in.
 
 Run by hand when the weights or a workflow change, with a ComfyUI (``COMFYUI_PATH``, ``COMFYUI_PYTHON``)::
 
@@ -11,107 +14,111 @@ import json
 import random
 import sys
 import tempfile
-import time
-from itertools import filterfalse
 from pathlib import Path
 
-from PIL import Image, ImageChops, ImageOps
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from lab.workflows.browser import Page, find_chromium
 from lab.workflows.discovery import ROOT, hosts, why_none
 from lab.workflows.files import FILES, is_demo, workflow_file
+from lab.workflows.layout import node
 from lab.workflows.server import Server
 from lab.workflows.workflow import to_api
 from likeness.miniature.world import sample_picture
 from likeness.miniature.world.render import render
 
-SIDE, GAP = 256, 4
-WINDOW, SHOWN = (2400, 1500), (1400, 800)
-#: what the user's own workflows ask for, by folder of the base directory; the thumbnails need the names only
-USERS_FILES = {
-    "models/checkpoints": ("v1-5-pruned-emaonly-fp16.safetensors", "sd_xl_base_1.0.safetensors"),
-    "models/upscale_models": ("RealESRGAN_x4plus.safetensors",),
-    "models/loras": ("my_lora.safetensors",),
-    "models/ipadapter": ("ip-adapter-faceid-plusv2_sd15.bin",),
-    "models/instantid": ("ip-adapter.bin",),
-    "models/controlnet": ("instantid.safetensors",),
-    "models/clip_vision": ("CLIP-ViT-H-14-laion2B-s32B-b79K.safetensors",),
-    "models/personas": ("my_person.safetensors",),
+SIDE, INSET, FRAME = 512, 168, 6
+MARK = "your checkpoint"
+#: user's template -> demo that does the same, and which of its saved pictures is shown
+TWINS = {
+    "MagicFace - one person": ("Demo - MagicFace, one person", 0),
+    "MagicFace - a person and a scarf": ("Demo - MagicFace, a person and a scarf", 0),
+    "MagicFace - two people in their places": ("Demo - MagicFace, two people in their places", 0),
+    "MagicFace - texture of a material": ("Demo - MagicFace, a person and a scarf", 0),
+    "MagicFace - from a drawing to any style": ("Demo - MagicFace, one person", 0),
+    "DIIR - small faces after text to image, SD1.5": ("Demo - DIIR, a small face repaired", 0),
+    "DIIR - small faces after text to image, SDXL": ("Demo - DIIR, faces of two people", 0),
+    "DIIR - small faces of a photograph": ("Demo - DIIR, a small face repaired", 0),
+    "PersonaMagic - 1 learn a person": ("Demo - PersonaMagic, learn a person", 0),
+    "PersonaMagic - 2 new scenes": ("Demo - PersonaMagic, learn a person", 1),
+    "PersonaMagic - 3 expressions": ("Demo - PersonaMagic, learn a person", 0),
+    "PersonaMagic - 4 with a learnt style": ("Demo - PersonaMagic, learn a person", 1),
+    "PersonaMagic - 5 with a LoRA": ("Demo - PersonaMagic with MagicFace", 1),
+    "PersonaMagic - 6 with MagicFace": ("Demo - PersonaMagic with MagicFace", 0),
 }
-#: no first-start screens, and text at every zoom
-SETTINGS = {
-    "Comfy.TutorialCompleted": True,
-    "Comfy.Minimap.Visible": False,
-    "LiteGraph.Canvas.MinFontSizeForLOD": 0,
-}
-
 
 def main(names: list[str]) -> None:
     """Write the thumbnails of the named workflows, or of all of them."""
     files = [workflow_file(name) for name in names] or FILES
-    if not hosts() or not find_chromium():
-        sys.exit(why_none() if not hosts() else "no Chromium: install one or set CHROMIUM")
+    if not hosts():
+        sys.exit(why_none())
     with tempfile.TemporaryDirectory() as folder, Server(hosts()[0], Path(folder) / "base") as server:
-        for file in filter(is_demo, files):
-            _save(drawn(server, file), file)
-        _place_users_files(server)
-        server.post("/settings", SETTINGS)
-        with Page(find_chromium(), Path(folder) / "profile", WINDOW) as page:
-            page.open(server.url)
-            page.wait_for("window.app?.graph && window.LiteGraph?.registered_node_types?.KSampler", 240)
-            for file in filterfalse(is_demo, files):
-                _save(graph(page, file, Path(folder) / "shot.png"), file)
+        shown = {file.stem: _demo(server, file) for file in demos(files)}
+    for file in files:
+        _save(_thumbnail(file.stem, shown), file)
 
 
-def drawn(server: Server, file: Path) -> Image.Image:
-    """Run a workflow of the miniature; its pictures side by side, those that are saved first."""
+def demos(files: list[Path]) -> list[Path]:
+    """Demos to run for the thumbnails of these files."""
+    wanted = [file.stem if is_demo(file) else TWINS.get(file.stem, ("", 0))[0] for file in files]
+    return [workflow_file(name) for name in dict.fromkeys(filter(None, wanted))]
+
+
+Shown = tuple[list[Image.Image], list[Image.Image]]
+
+
+def _thumbnail(name: str, shown: dict[str, Shown]) -> Image.Image:
+    if name in shown:
+        results, insets = shown[name]
+        return composed(results[0], insets)
+    twin, number = TWINS.get(name, ("", 0))
+    if twin:
+        results, insets = shown[twin]
+        return marked(composed(results[number], insets))
+    first, second = (person(number) for number in (5, 7))
+    return marked(composed(first, [second] if "two" in name else []))
+
+
+def _demo(server: Server, file: Path) -> Shown:
+    """Run a demo: its saved pictures, and what they came from (the picture before, or the references)."""
     prompt = to_api(json.loads(file.read_text("utf-8")), server.get("/object_info"))
+    inputs = [key for key in prompt if prompt[key]["class_type"] == "LikenessMiniatureSample"]
+    prompt |= {f"input {key}": node("PreviewImage", images=[key, 0]) for key in inputs}
     outputs = server.run_prompt(prompt).outputs
-    order = sorted(outputs, key=lambda key: prompt[key]["class_type"] != "SaveImage")
-    pictures = [server.picture(entry) for key in order for entry in outputs[key].get("images", [])][:6]
-    columns = min(len(pictures), 3)
-    rows = -(-len(pictures) // columns)
-    sheet = Image.new("RGB", (columns * (SIDE + GAP) - GAP, rows * (SIDE + GAP) - GAP), "white")
-    for i, picture in enumerate(pictures):
-        tile = ImageOps.pad(Image.fromarray(picture).convert("RGB"), (SIDE, SIDE), Image.Resampling.LANCZOS, "white")
-        sheet.paste(tile, (i % columns * (SIDE + GAP), i // columns * (SIDE + GAP)))
+
+    def pictures(keys: list[str]) -> list[Image.Image]:
+        return [Image.fromarray(server.picture(one)) for key in keys for one in outputs[key].get("images", [])]
+
+    results = [key for key in prompt if prompt[key]["class_type"] == "SaveImage"]
+    before = [key for key in prompt if prompt[key].get("_meta", {}).get("title") == "Before"]
+    return pictures(results), pictures(before or [f"input {key}" for key in inputs])
+
+
+def composed(result: Image.Image, insets: list[Image.Image]) -> Image.Image:
+    """A square with the result, and at most two small framed pictures in its lower left."""
+    sheet = ImageOps.fit(result.convert("RGB"), (SIDE, SIDE), Image.Resampling.LANCZOS)
+    for i, picture in enumerate(insets[:2]):
+        small = ImageOps.fit(picture.convert("RGB"), (INSET, INSET), Image.Resampling.LANCZOS)
+        framed = ImageOps.expand(small, FRAME, "white")
+        sheet.paste(framed, (FRAME + i * (framed.width + FRAME), SIDE - framed.height - FRAME))
     return sheet
 
 
-def _place_users_files(server: Server) -> None:
-    for folder, names in USERS_FILES.items():
-        (server.base / folder).mkdir(parents=True, exist_ok=True)
-        for name in names:
-            (server.base / folder / name).touch()
-    Image.fromarray(render(sample_picture(random.Random(3), shot="portrait", people=1), 512)).save(
-        server.base / "input" / "example.png"
-    )
+def marked(sheet: Image.Image) -> Image.Image:
+    """The thumbnail with the mark that the picture is the demo's and the template asks for a checkpoint."""
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(26)
+    left, top, right, bottom = draw.textbbox((0, 0), MARK, font)
+    box = (SIDE - (right - left) - 36, 12, SIDE - 12, 12 + (bottom - top) + 22)
+    draw.rounded_rectangle(box, 12, fill="#1f6feb")
+    draw.text((box[0] + 12, box[1] + 11 - top), MARK, "white", font)
+    return sheet
 
 
-def graph(page: Page, file: Path, shot: Path) -> Image.Image:
-    """Open a workflow in the front end and cut the graph out of a screenshot."""
-    page.run(f"window.app.loadGraphData({file.read_text('utf-8')}, true, true).then(() => true)")
-    time.sleep(2)
-    page.run("(window.app.extensionManager.command.execute('Comfy.Canvas.FitView'), true)")
-    time.sleep(3)
-    page.screenshot(shot)
-    with Image.open(shot) as picture:
-        width, height = picture.size
-        canvas = picture.convert("RGB").crop((int(width * 0.05), int(height * 0.1), width, int(height * 0.9)))
-    canvas = _trimmed(canvas)
-    canvas.thumbnail(SHOWN, Image.Resampling.LANCZOS)
-    return canvas
-
-
-def _trimmed(canvas: Image.Image, margin: int = 24) -> Image.Image:
-    """Cut away the empty canvas round the graph."""
-    empty = Image.new("RGB", canvas.size, canvas.getpixel((1, 1)))
-    box = ImageChops.difference(canvas, empty).convert("L").point(lambda level: 255 * (level > 12)).getbbox()
-    left, top, right, bottom = box or (0, 0, *canvas.size)
-    right, bottom = min(right + margin, canvas.width), min(bottom + margin, canvas.height)
-    return canvas.crop((max(left - margin, 0), max(top - margin, 0), right, bottom))
+def person(seed: int) -> Image.Image:
+    """A drawn person: a picture that goes in, not one that came out."""
+    return Image.fromarray(np.asarray(render(sample_picture(random.Random(seed), shot="portrait", people=1), SIDE)))
 
 
 def _save(picture: Image.Image, file: Path) -> None:
-    picture.save(file.with_suffix(".jpg"), quality=88)
+    picture.save(file.with_suffix(".jpg"), quality=90)
     print(file.with_suffix(".jpg").relative_to(ROOT), picture.size)

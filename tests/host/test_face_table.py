@@ -10,11 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from lab.workflows.browser import Page, find_chromium
+from lab.workflows.browser import SETTINGS, Page, find_chromium
 from lab.workflows.files import workflow_file
 from lab.workflows.layout import node, to_ui
 from lab.workflows.server import Server
-from lab.workflows.thumbnails import SETTINGS
 
 WORKFLOW = workflow_file("Demo - DIIR, faces of two people")
 READY = "window.app?.graph && window.LiteGraph?.registered_node_types?.LikenessDiirFaceRepair"

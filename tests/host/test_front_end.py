@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from lab.workflows.browser import Page, find_chromium
+from lab.workflows.blueprint import FOLDER, unfolded
+from lab.workflows.browser import SETTINGS, Page, find_chromium
 from lab.workflows.files import FILES
 from lab.workflows.server import PACK_FOLDER, Server
-from lab.workflows.thumbnails import SETTINGS
 from lab.workflows.workflow import to_api
 
 READY = "window.app?.graph && window.LiteGraph?.registered_node_types?.LikenessMiniatureLoader"
@@ -77,6 +77,22 @@ def test_front_end_queues_what_the_host_tests_run(opened, object_info: dict[str,
     }
     for key, node in expected.items():
         assert node["inputs"] == {name: queued[key]["inputs"].get(name) for name in node["inputs"]}, node["class_type"]
+
+
+@pytest.mark.parametrize("file", sorted(FOLDER.glob("*.json")), ids=lambda file: file.stem.split(" (")[0])
+def test_front_end_unfolds_a_blueprint_likewise(page: Page, object_info: dict[str, Any], file: Path) -> None:
+    saved = json.loads(file.read_text("utf-8"))
+    page.run(f"window.app.loadGraphData({json.dumps(saved)}, true, true).then(() => true)")
+    time.sleep(1)
+    queued = page.run("window.app.graphToPrompt().then((result) => result.output)")
+    inside = {key.rpartition(":")[2]: node for key, node in queued.items()}
+    expected = to_api(unfolded(saved)[0], object_info)
+    assert {key: node["class_type"] for key, node in inside.items()} == {
+        key: node["class_type"] for key, node in expected.items()
+    }
+    for key, node in expected.items():
+        given = {name: value for name, value in node["inputs"].items() if not isinstance(value, list)}
+        assert given == {name: inside[key]["inputs"].get(name) for name in given}, node["class_type"]
 
 
 def screenshot(page: Page, server: Server, name: str, folder: Path) -> Path:

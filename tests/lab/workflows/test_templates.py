@@ -1,4 +1,4 @@
-"""The templates as they lie in ``workflows/``: laid out for both renderers, and with a note that helps."""
+"""Templates and blueprints as they lie in their folders: laid out for both renderers, with a note that helps."""
 
 from __future__ import annotations
 
@@ -9,17 +9,21 @@ from typing import Any
 
 import pytest
 
+from lab.workflows.blueprint import FOLDER, unfolded
 from lab.workflows.files import DEMOS, FILES, USERS
 from lab.workflows.models import MODELS, OFFERED
 from lab.workflows.placing import SIZES, TITLE
 
 NOTE = "MarkdownNote"
 WIDEST = 4000
+BLUEPRINTS = sorted(FOLDER.glob("*.json"))
 Box = tuple[float, float, float, float]
 
 
 def load(file: Path) -> dict[str, Any]:
-    return json.loads(file.read_text("utf-8"))
+    """The graph that is looked at: of a blueprint the one inside its box."""
+    saved = json.loads(file.read_text("utf-8"))
+    return unfolded(saved)[0] if "definitions" in saved else saved
 
 
 def box(node: dict[str, Any], renderer: str) -> Box:
@@ -41,7 +45,7 @@ def inside(a: Box, b: Box) -> bool:
     return b[0] <= a[0] and b[1] <= a[1] and a[2] <= b[2] and a[3] <= b[3]
 
 
-every = pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+every = pytest.mark.parametrize("file", [*FILES, *BLUEPRINTS], ids=lambda file: file.stem)
 
 
 @pytest.mark.parametrize("renderer", ["canvas", "vue"])
@@ -77,7 +81,7 @@ def test_note_says_what_to_do_and_which_file_goes_where(file: Path) -> None:
     graph = load(file)
     (note,) = (node for node in graph["nodes"] if node["type"] == NOTE)
     text = note["widgets_values"][0]
-    assert text.startswith(f"## {file.stem}\n") and "**First:**" in text and "**Then:**" in text
+    assert file in BLUEPRINTS or (text.startswith(f"## {file.stem}\n") and "**First:**" in text and "**Then:**" in text)
     values = [value for node in graph["nodes"] if node is not note for value in node["widgets_values"]]
     wanted = {name for value in values if isinstance(value, str) for name in MODELS if value.endswith(name)}
     assert all(f"]({MODELS[name].page}) in `models/{MODELS[name].folder}`" in text for name in wanted)
