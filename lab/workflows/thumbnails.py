@@ -40,9 +40,9 @@ TWINS = {
     "DIIR - small faces after text to image, SDXL": ("Demo - DIIR, faces of two people", 0),
     "DIIR - small faces of a photograph": ("Demo - DIIR, a small face repaired", 0),
     "PersonaMagic - 1 learn a person": ("Demo - PersonaMagic, learn a person", 0),
-    "PersonaMagic - 2 new scenes": ("Demo - PersonaMagic, learn a person", 1),
+    "PersonaMagic - 2 new scenes": ("Demo - PersonaMagic, learn a person", 0),
     "PersonaMagic - 3 expressions": ("Demo - PersonaMagic, learn a person", 0),
-    "PersonaMagic - 4 with a learnt style": ("Demo - PersonaMagic, learn a person", 1),
+    "PersonaMagic - 4 with a learnt style": ("Demo - PersonaMagic with MagicFace", 1),
     "PersonaMagic - 5 with a LoRA": ("Demo - PersonaMagic with MagicFace", 1),
     "PersonaMagic - 6 with MagicFace": ("Demo - PersonaMagic with MagicFace", 0),
 }

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image, ImageStat
 
 from lab.workflows.blueprint import FOLDER, unfolded
 from lab.workflows.files import DEMOS, FILES, USERS
 from lab.workflows.models import MODELS, OFFERED
 from lab.workflows.placing import SIZES, TITLE
+from lab.workflows.thumbnails import SIDE, TWINS
 
 NOTE = "MarkdownNote"
 WIDEST = 4000
@@ -94,3 +96,15 @@ def test_titles_have_few_beginnings() -> None:
     assert {file.stem.split(" - ")[0] for file in USERS} == methods
     assert {file.stem.split(" - ")[0] for file in DEMOS} == {"Demo"}
     assert not [file for file in FILES if set(file.stem) & set('#?%&:*"<>|/\\')]
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_thumbnails_are_square_and_bright(file: Path) -> None:
+    with Image.open(file.with_suffix(".jpg")) as picture:
+        assert picture.size == (SIDE, SIDE)
+        assert sum(ImageStat.Stat(picture.convert("L")).mean) > 80
+
+
+def test_every_users_template_shows_a_demo_or_what_goes_in() -> None:
+    assert set(TWINS) <= {file.stem for file in USERS}
+    assert {demo for demo, _ in TWINS.values()} <= {file.stem for file in DEMOS}
