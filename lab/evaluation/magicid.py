@@ -44,6 +44,7 @@ SINGLE: dict[str, dict] = {
     "UNet": {"places": ("unet",)},
     "UNet, scale 1.5": {"places": ("unet",), "unet_scale": 1.5},
     "pose alone": {"who": False, "pose": SKELETON},
+    "UNet, pose": {"places": ("unet",), "pose": SKELETON},
     "ControlNet": {"places": ("control",), "pose": SKELETON},
     "both": {"pose": SKELETON},
 }
@@ -54,8 +55,11 @@ GROUPS: dict[str, dict] = {
     "vanilla": {"who": False},
     "plain sum": {"places": ("unet",), "regions": False},
     "MGMICA": {"places": ("unet",)},
-    "plain sum, pose": {"pose": SKELETON, "regions": False},
-    "MGMICA, pose": {"pose": SKELETON},
+    "pose alone": {"who": False, "pose": SKELETON},
+    "plain sum, pose": {"places": ("unet",), "pose": SKELETON, "regions": False},
+    "MGMICA, pose": {"places": ("unet",), "pose": SKELETON},
+    "MGMICA in the ControlNet": {"places": ("control",), "pose": SKELETON},
+    "MGMICA in both": {"pose": SKELETON},
 }
 
 
