@@ -164,6 +164,7 @@ def test_several_pictures_with_one_mask(parts):
         ({"masks": torch.zeros(1, 1, 8, 8)}, "empty mask"),
         ({"masks": torch.ones(2, 1, 8, 8), "pictures": torch.rand(3, 3, 64, 64)}, "2 masks for 3"),
         ({"masks": None}, "clipseg"),
+        ({"pictures": torch.rand(0, 3, 64, 64)}, "empty batch"),
     ],
 )
 def test_bad_masks(parts, changes, words):

@@ -81,6 +81,8 @@ def learn(
         masks: ``B 1 h w`` or ``1 1 h w`` in [0, 1]; None has them made.
         supercategory: the plain word for what is learnt.
     """
+    if not len(pictures):
+        raise bad_input(f"{NODE}: image", "an empty batch", "at least one picture", "Check where it comes from.")
     supercategory = unwritten(supercategory)
     side = options.side or native_side(model)
     masks = masks_for(pictures, masks, supercategory, options.faces)
