@@ -164,9 +164,12 @@ def _default(kind: Any, options: Mapping[str, Any]) -> Any:
 
 
 def _size(kind: str, shape: list[int] | None) -> list[int]:
-    """Saved size: the shape asked for, else what the Vue renderer needs with its advanced inputs folded."""
+    """Saved size: the shape asked for, but at least what the Vue renderer needs with its advanced inputs folded.
+
+    Of a node that no template has nothing was measured: it gets the shape asked for.
+    """
     width, height = shape or (WIDTH, 0)
-    return [width, max(height, SIZES[kind]["vue"])]
+    return [width, max(height, SIZES.get(kind, {}).get("vue", 0))]
 
 
 def note_height(text: str) -> int:
