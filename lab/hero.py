@@ -6,20 +6,23 @@ seeds, without it.
 
 from __future__ import annotations
 
+import random
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from lab.evaluation.magicface import FULL, GROUP_VARIANTS, PLACED, WEIGHT, default_judge, make_request
-from lab.people import Case, Person, pair_cases, single_cases
+from lab.evaluation.magicface import WEIGHT, default_judge
+from lab.people import Person, reference_person, single_cases
 from likeness.core.magicface.request import MagicFaceRequest
 from likeness.drawing.sheets import GREY, INK, PAPER, to_image
 from likeness.hosts.diffusers.miniature import miniature
 from likeness.hosts.diffusers.pipeline import Pipeline
+from likeness.miniature.world import sample_identity
 
 DOCS = Path(__file__).parents[1] / "docs"
 SIZE = (1600, 600)
@@ -32,10 +35,12 @@ SCENES = (
     "a picture of a woman wearing a red hoodie, portrait, in the snow",
     "a picture of a woman wearing a blue sweater, portrait, in a meadow",
 )
-#: Of ``lab.people``'s held-out ones, and of the seeds 1 to 3, chosen by eye: a head picture, not a measurement.
-PERSON, PERSON_SEED = 2, 3
-PAIR, PAIR_SEED = 1, 2
-STEPS, SCALE = 25, 5.0
+TOGETHER = "a picture of a woman wearing a red sweater and a man wearing a green suit, on the beach"
+#: word in the prompt -> number of a held-out identity; from left to right
+TWO = {"woman wearing a red sweater": 20, "man wearing a green suit": 8}
+#: ``lab.people``'s third single person; seeds of 1 to 3, chosen by eye: a head picture, not a measurement.
+PERSON, PERSON_SEED, TWO_SEED = 2, 3, 1
+ALPHA, STEPS, SCALE = 0.4, 25, 5.0
 
 
 def main(argv: Sequence[str] = ()) -> int:
@@ -44,10 +49,10 @@ def main(argv: Sequence[str] = ()) -> int:
         sys.exit("run.py dev hero takes no arguments")
     pipeline, judge = miniature(), default_judge()
     person = single_cases(PERSON + 1, pipeline.side)[PERSON].people[0]
-    pair = pair_cases(PAIR + 1, pipeline.side)[PAIR]
+    pair = [draw_person(number, word, pipeline.side) for word, number in TWO.items()]
     alone = {ours: scenes(pipeline, person, ours) for ours in (True, False)}
     two = {ours: places(pipeline, pair, ours) for ours in (True, False)}
-    both = torch.cat([judge.embed(one.image, [one.box]) for one in pair.people])
+    both = torch.cat([judge.embed(one.image, [one.box]) for one in pair])
     for ours, name in ((True, "with"), (False, "without")):
         mine = judge.similarity(alone[ours], judge.embed(person.image, [person.box])[0])
         theirs = judge.assignment(two[ours], both)[0]
@@ -64,18 +69,28 @@ def scenes(pipeline: Pipeline, person: Person, ours: bool) -> Tensor:
     made = []
     for prompt in SCENES:
         reference = pipeline.reference(person.image, person.word, prompt, person.mask, WEIGHT)
-        request = MagicFaceRequest((reference,), **GROUP_VARIANTS[FULL]) if ours else None
+        request = MagicFaceRequest((reference,), alpha=ALPHA) if ours else None
         made.append(pipeline.generate(prompt, [PERSON_SEED], request, STEPS, SCALE))
     return torch.cat(made)
 
 
-def places(pipeline: Pipeline, pair: Case, ours: bool) -> Tensor:
+def places(pipeline: Pipeline, pair: Sequence[Person], ours: bool) -> Tensor:
     """Two people, each given a half of the picture, ``1 3 H W``."""
-    request = make_request(pipeline, pair, GROUP_VARIANTS[PLACED if ours else "vanilla"])
-    return pipeline.generate(pair.prompt, [PAIR_SEED], request, STEPS, SCALE)
+    references = tuple(
+        pipeline.reference(one.image, one.word, TOGETHER, one.mask, WEIGHT, region=half)
+        for one, half in zip(pair, torch.eye(2).split(1), strict=True)
+    )
+    request = MagicFaceRequest(references, alpha=ALPHA) if ours else None
+    return pipeline.generate(TOGETHER, [TWO_SEED], request, STEPS, SCALE)
 
 
-def compose(person: Person, pair: Case, alone: dict[bool, Tensor], two: dict[bool, Tensor]) -> Image.Image:
+def draw_person(number: int, word: str, side: int) -> Person:
+    """A held-out person, as *Miniature Sample* numbers them."""
+    identity = sample_identity(random.Random(f"identity {number}"), held_out=True)
+    return replace(reference_person(identity, random.Random(number), side), word=word)
+
+
+def compose(person: Person, pair: Sequence[Person], alone: dict[bool, Tensor], two: dict[bool, Tensor]) -> Image.Image:
     """References and pictures, with MagicFace above and without it below."""
     out = Image.new("RGB", SIZE, PAPER)
     draw = ImageDraw.Draw(out)
@@ -85,7 +100,7 @@ def compose(person: Person, pair: Case, alone: dict[bool, Tensor], two: dict[boo
         for i, picture in enumerate(alone[ours]):
             out.paste(to_image(picture, TILE), (MARGIN + (i + 1) * step, y))
         out.paste(to_image(two[ours][0], TILE), (right, y))
-        out.paste(to_image(pair.people[row].image, TILE), (right - step, y))
+        out.paste(to_image(pair[row].image, TILE), (right - step, y))
     out.paste(to_image(person.image, TILE), (MARGIN, TOP))
     big, small = ImageFont.load_default(30), ImageFont.load_default(24)
     draw.text((MARGIN, 18), "one picture of her", fill=INK, font=big)
