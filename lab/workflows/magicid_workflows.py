@@ -176,7 +176,9 @@ MINIATURE: dict[str, Made] = {
         ),
     ),
     "Demo - MagicID, two people in their places": (
-        miniature((20, 8), "a picture of a woman in a red sweater and a man in a green suit, on the beach", 11),
+        miniature(
+            (20, 8), "a picture of a woman wearing a red sweater and a man wearing a green suit, on the beach", 11
+        ),
         Note(PLACES, RUN, "the draft with its regions, and the picture with both people."),
     ),
     "Demo - MagicID, then DIIR": (
