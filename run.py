@@ -33,12 +33,12 @@ COMMANDS = {
     "magicface": ("lab.magicface", "", "MagicFace: demo, prove, benchmark"),
     "persona": ("lab.persona", "", "PersonaMagic: demo, train, play, prove, benchmark"),
     "diir": ("lab.diir", "", "DIIR face repair: demo, prove, benchmark"),
-    "magicid": ("lab.magicid", "", "MagicID: train (Multi-Mode Fusion), prove"),
+    "magicid": ("lab.magicid", "", "MagicID: train (Multi-Mode Fusion), prove, benchmark"),
     "idzoom": ("lab.idzoom.command", "", "MagicID's data engine: pictures in, training shards out"),
     "miniature": ("lab.miniature", "", "the drawn model: train, report"),
     "evaluation": ("lab.evaluation.command", "", "the papers' metrics over folders of pictures"),
     "prove": ("lab.prove", "", "what the miniature shows of the papers, and docs/results.md of it"),
-    "dev": ("lab.dev", "", "for developers: workflows, locales, thumbnails, hero, requirements"),
+    "dev": ("lab.dev", "", "for developers: workflows, sizes, locales, thumbnails, hero, requirements"),
 }
 
 #: the first command of a part of the help -> its heading
