@@ -269,9 +269,10 @@ def prove(argv: Sequence[str]) -> int:
     seeds = range(1, options.seeds + 1)
     for key, compute in tqdm(list(measure.work(lab, options.people, seeds, names)), desc="cases", unit="case"):
         store.record(key, compute)
-    (options.out / "tables.md").write_text(measure.report(store.records) + "\n", encoding="utf-8")
+    text = measure.report(store.records, options.steps)
+    (options.out / "tables.md").write_text(text + "\n", encoding="utf-8")
     save(options.out, directions(store.records))
-    log.info("%s", measure.report(store.records))
+    log.info("%s", text)
     return 0
 
 

@@ -262,12 +262,14 @@ def _measure(
     return asdict(measure_group(lab, case, seeds, how))
 
 
-def report(records: Records) -> str:
-    """Every table that was measured."""
+def report(records: Records, steps: int) -> str:
+    """Every table that was measured, with ``steps`` of DDIM."""
     parts = []
     for name, (title, _, _) in SECTIONS.items():
         cases = rows_of(records, name)
         if cases:
             table = single_table(cases, len(cases)) if name == "single" else group_table(cases)
-            parts.append(f"### {title}\n\n{len(cases)} held-out cases.\n\n{table}")
+            pictures = max(len(record["prompt"]) for case in cases.values() for record in case.values())
+            told = f"{len(cases)} held-out cases, {pictures} picture{'s' * (pictures > 1)} each, {steps} DDIM steps."
+            parts.append(f"### {title}\n\n{told}\n\n{table}")
     return "\n\n".join(parts)

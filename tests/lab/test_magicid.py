@@ -202,5 +202,5 @@ def test_tables_of_what_was_measured():
     records = {"single/0/UNet": single, "two/0/MGMICA": group}
     assert "| UNet | 0.40" in single_table({"0": {"UNet": single}}, 12)
     assert "| MGMICA | 50% of 4 | 0.30 | 0.15 | 1 of 2 | 0.15 |" in group_table({"0": {"MGMICA": group}})
-    text = report(records)
+    text = report(records, 20)
     assert SECTIONS["single"][0] in text and SECTIONS["two"][0] in text and PLACED == 0.5
