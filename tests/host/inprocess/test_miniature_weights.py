@@ -33,7 +33,7 @@ def test_model_tells_its_picture_size(loaded) -> None:
 
 
 def test_help_names_the_picture_size() -> None:
-    page = Path(models.__file__).parents[2] / "js" / "docs" / "LikenessMiniatureLoader" / "en.md"
+    page = Path(models.__file__).parents[2] / "js" / "docs" / "LikenessMiniatureLoader.md"
     assert f"{models.picture_size()} x {models.picture_size()} pixels" in page.read_text("utf-8")
 
 
