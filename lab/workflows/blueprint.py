@@ -47,8 +47,9 @@ def box(name: str, blueprint: Blueprint, object_info: ObjectInfo) -> dict[str, A
     """The saved graph of one box and its definition."""
     definition = _definition(name, blueprint, object_info)
     widgets = {key: value for key, value in blueprint.inputs.items() if value is not None}
+    number = definition["state"]["lastNodeId"] + 1  # the front end renumbers what is inside where ids meet
     outside = {
-        "id": 1,
+        "id": number,
         "type": definition["id"],
         "pos": [0, 0],
         "size": [400, 120 + 60 * len(blueprint.inputs)],
@@ -67,7 +68,7 @@ def box(name: str, blueprint: Blueprint, object_info: ObjectInfo) -> dict[str, A
     }
     return {
         "revision": 0,
-        "last_node_id": 1,
+        "last_node_id": number,
         "last_link_id": 0,
         "nodes": [outside],
         "links": [],
