@@ -71,7 +71,7 @@ def report(records: Records) -> str:
 def table(records: Records, section: str, variants: Mapping) -> str:
     """Means over cases with 95% intervals."""
     cases = rows_of(records, section)
-    lines = [f"### {section}, {len(cases)} cases".capitalize(), "",
+    lines = [f"### {section.capitalize()}, {len(cases)} cases", "",
              "| variant | identity similarity | faces found | skin and hair colour distance | prompt accuracy |",
              "|---|---|---|---|---|"]  # fmt: skip
     for name in variants:
