@@ -14,11 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
+from lab.people import body_of
 from likeness.core.masks import area_to_grid
 from likeness.drawing.pose import INSTANTID, OPENPOSE, draw_faces, draw_people
 from likeness.faces.geometry import crop_square
 from likeness.faces.interface import Face
-from likeness.faces.keypoints import BODY, FACE, LEFT_EYE, NOSE, RIGHT_EYE, Person
+from likeness.faces.keypoints import FACE, Person
 from likeness.faces.masks import head_ellipse
 from likeness.hosts.diffusers.pipeline import Pipeline
 from likeness.miniature.faces import MiniatureEmbedder
@@ -37,12 +38,6 @@ CHUNK = 32
 TIMES = (2, 4)
 #: weight of a face in the loss beside 1 of the rest
 FACE_WEIGHT = 3.0
-#: world's joints -> OpenPose's numbers; the world's left is as seen, OpenPose's right is the subject's
-JOINTS = {
-    "nose": 0, "neck": 1, "left_shoulder": 2, "left_elbow": 3, "left_wrist": 4, "right_shoulder": 5, "right_elbow": 6,
-    "right_wrist": 7, "left_hip": 8, "left_knee": 9, "left_ankle": 10, "right_hip": 11, "right_knee": 12,
-    "right_ankle": 13,
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -51,15 +46,6 @@ class Size:
 
     scenes: int = 500
     singles: int = 1400
-
-
-def body_of(truth: FigureTruth) -> Tensor:
-    """``18 2`` in OpenPose's order; ears are not known."""
-    body = torch.full((BODY, 2), torch.nan)
-    for name, number in JOINTS.items():
-        body[number] = torch.tensor(truth.joints[name])
-    body[[RIGHT_EYE, LEFT_EYE, NOSE]] = torch.from_numpy(truth.five[:3]).float()
-    return body
 
 
 def pose_picture(truths: Sequence[FigureTruth], side: int, mode: str, times: int = 2, five: bool = False) -> Tensor:

@@ -12,9 +12,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from likeness.faces.keypoints import BODY, LEFT_EYE, NOSE, RIGHT_EYE
 from likeness.miniature.world import Identity, Picture, sample_identity, sample_picture
 from likeness.miniature.world.render import FigureTruth, ground_truth, render
 from likeness.miniature.world.spec import Figure, clothed, sample_figure
+
+#: world's joints -> OpenPose's numbers; the world's left is as seen, OpenPose's right is the subject's
+JOINTS = {
+    "nose": 0, "neck": 1, "left_shoulder": 2, "left_elbow": 3, "left_wrist": 4, "right_shoulder": 5, "right_elbow": 6,
+    "right_wrist": 7, "left_hip": 8, "left_knee": 9, "left_ankle": 10, "right_hip": 11, "right_knee": 12,
+    "right_ankle": 13,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -133,3 +141,15 @@ def _of_gender(rng: random.Random, gender: str) -> Identity:
         identity = sample_identity(rng, held_out=True)
         if identity.gender == gender:
             return identity
+
+
+# --- poses ------------------------------------------------------------------------------------------------------------
+
+
+def body_of(truth: FigureTruth) -> Tensor:
+    """A figure's body, ``18 2`` in OpenPose's order; ears are not known."""
+    body = torch.full((BODY, 2), torch.nan)
+    for name, number in JOINTS.items():
+        body[number] = torch.tensor(truth.joints[name])
+    body[[RIGHT_EYE, LEFT_EYE, NOSE]] = torch.from_numpy(truth.five[:3]).float()
+    return body

@@ -10,16 +10,10 @@ import torch
 from torch import Tensor
 
 from likeness.faces.interface import Face
-from likeness.faces.keypoints import BODY, FACE, Person, Pose
+from likeness.faces.keypoints import FACE, Person, Pose
 from likeness.miniature.world import Picture, sample_picture
 
 from .reading import Photo
-
-#: OpenPose's 18 points by the names of the world's joints; right and left are the subject's. Nobody's ears are known.
-BODY_OF = (
-    "nose", "neck", "right_shoulder", "right_elbow", "right_wrist", "left_shoulder", "left_elbow", "left_wrist",
-    "right_hip", "right_knee", "right_ankle", "left_hip", "left_knee", "left_ankle", "right_eye", "left_eye",
-)  # fmt: skip
 
 
 def drawn(seed: int) -> Picture:
@@ -57,8 +51,10 @@ def pose(photo: Photo) -> Pose | None:
     found = truths(photo)
     if found is None:
         return None
+    from lab.people import body_of  # needs skia
+
     size = (photo.image.width, photo.image.height)
-    people = tuple(Person(_inside(_body(one), size), _inside(_face(one), size)) for one in found)
+    people = tuple(Person(_inside(body_of(one), size), _inside(_face(one), size)) for one in found)
     return Pose(people, photo.image.height, photo.image.width)
 
 
@@ -74,15 +70,6 @@ def head(photo: Photo, face: Face) -> Tensor | None:
 
 def _points(values: np.ndarray) -> Tensor:
     return torch.from_numpy(np.asarray(values, dtype=np.float32))
-
-
-def _body(one: object) -> Tensor:
-    points = torch.full((BODY, 2), torch.nan)
-    left_seen, right_seen = one.five[:2].tolist()
-    known = {**one.joints, "right_eye": left_seen, "left_eye": right_seen}
-    for i, name in enumerate(BODY_OF):
-        points[i] = torch.tensor(known[name])
-    return points
 
 
 def _face(one: object) -> Tensor:

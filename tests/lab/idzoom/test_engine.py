@@ -67,6 +67,11 @@ def test_a_sample_holds_six_modalities(outcomes):
     assert all(set(outcome.members) > MODALITIES for outcome in kept)
     marks = json.loads(kept[0].members["landmarks.json"])
     assert np.shape(marks["faces"][0]["five"]) == (5, 2) and np.shape(marks["faces"][0]["dense"]) == (68, 2)
+    for outcome in kept:  # the subject's right shoulder is on the side of the right eye
+        (frame,) = json.loads(outcome.members["pose.json"])
+        x = np.reshape(frame["people"][0]["pose_keypoints_2d"], (18, 3))
+        seen = x[[2, 5, 14, 15], 2].all()
+        assert not seen or (x[2, 0] < x[5, 0]) == (x[14, 0] < x[15, 0])
     assert Counter(o.reason for o in outcomes).keys() <= {"", "too many faces", "no face", "small face"}
 
 
