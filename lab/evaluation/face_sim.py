@@ -47,11 +47,7 @@ def face_models(provider: str, weights: Path, pack: str = "") -> FaceModels:
         return miniature_models()
     if provider not in providers.PROVIDERS:
         raise bad_input("evaluation: faces", provider, ", ".join((MINIATURE, *providers.PROVIDERS)), "Choose one.")
-    folders = providers.Folders(
-        (weights / "insightface",), (weights / "opencv",), (weights / "parsing",),
-        weights / "facenet" / "20180402-114759-vggface2.pt",
-    )  # fmt: skip
-    return providers.load(provider, folders, pack)
+    return providers.load(provider, providers.Folders.below(weights), pack)
 
 
 @dataclass

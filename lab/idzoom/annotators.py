@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from likeness.core.errors import LikenessError, bad_input
-from likeness.faces import facenet, keypoints, opencv, providers
+from likeness.faces import keypoints, providers
 from likeness.faces.find import find_faces, with_landmarks
 from likeness.faces.interface import Face, FaceModels, Faces, with_embeddings
 from likeness.faces.keypoints import BODY, FACE, LEFT_EYE, NOSE, RIGHT_EYE, Person, Pose
@@ -94,22 +94,11 @@ def describe(settings: Settings) -> list[str]:
 # --- faces ------------------------------------------------------------------------------------------------------------
 
 
-def folders(models: str) -> providers.Folders:
-    """Where weights lie in a folder that is laid out as ComfyUI's ``models``."""
-    root = Path(models) if models else Path("models")
-    return providers.Folders(
-        insightface=(root / "insightface",),
-        opencv=(root / opencv.FOLDER,),
-        parsing=(root / "facexlib", root / "facedetection"),
-        facenet=root / "facenet" / facenet.WEIGHTS,
-    )
-
-
 def face_models(settings: Settings) -> FaceModels:
     """The detector, and what goes with it, of the settings; auto: the best that is there."""
     if settings.faces in ("miniature", "truth"):
         return miniature_models()
-    where = folders(settings.models)
+    where = providers.Folders.below(Path(settings.models or "models"))
     return providers.load(providers.best(where) if settings.faces == "auto" else settings.faces, where)
 
 

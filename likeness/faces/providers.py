@@ -28,6 +28,14 @@ class Folders:
     parsing: tuple[Path, ...]
     facenet: Path
 
+    @classmethod
+    def below(cls, root: Path) -> Folders:
+        """In a folder that is laid out as ComfyUI's ``models``."""
+        return cls(
+            (root / "insightface",), (root / opencv.FOLDER,), (root / "facexlib", root / "facedetection"),
+            root / "facenet" / facenet.WEIGHTS,
+        )  # fmt: skip
+
 
 #: From the best to the last resort.
 PROVIDERS = ("insightface", "opencv", "facenet", "mediapipe", "dlib")

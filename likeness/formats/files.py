@@ -70,6 +70,15 @@ def plain_name(name: str, source: str, ending: str = ".safetensors") -> str:
     return stem
 
 
+def free_path(folder: Path, stem: str, overwrite: bool, ending: str = ".safetensors") -> Path:
+    """Where a file of a plain name goes: an existing one is left, the new one numbered, unless it may be replaced."""
+    path, number = folder / f"{stem}{ending}", 1
+    while path.exists() and not overwrite:
+        number += 1
+        path = folder / f"{stem}_{number}{ending}"
+    return path
+
+
 def given_path(text: str, source: str, wanted: str) -> Path:
     """The file that a user has written the path of: quoted, with ``~``, or as ``file://``.
 

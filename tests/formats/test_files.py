@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from likeness.core.errors import LikenessError
-from likeness.formats.files import LONGEST_NAME, given_path, plain_name, write_whole
+from likeness.formats.files import LONGEST_NAME, free_path, given_path, plain_name, write_whole
 
 
 @pytest.mark.parametrize("umask, mode", [(0o022, 0o644), (0o007, 0o660)])
@@ -39,6 +39,14 @@ def test_plain_names(given: str, wanted: str) -> None:
 def test_names_no_file_system_should_get(name: str) -> None:
     with pytest.raises(LikenessError, match="Save: name"):
         plain_name(name, "Save: name")
+
+
+def test_an_existing_file_is_left_unless_it_may_be_replaced(tmp_path: Path) -> None:
+    for name in ("ada", "ada_2", "ada_4"):
+        (tmp_path / f"{name}.safetensors").touch()
+    assert free_path(tmp_path, "ada", overwrite=False) == tmp_path / "ada_3.safetensors"
+    assert free_path(tmp_path, "ada", overwrite=True) == tmp_path / "ada.safetensors"
+    assert free_path(tmp_path, "ben", overwrite=False) == tmp_path / "ben.safetensors"
 
 
 def test_paths_as_users_paste_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ from ....core.errors import bad_input
 from ....faces import facenet, insightface, opencv, providers
 from ....faces.interface import FaceEmbedder, FaceModels
 from ..copies import private_copy
+from ..folders import model_folders
 
 AUTO, FACENET, MINIATURE = "auto", "facenet", "miniature (drawn people)"
 CHOICES = (AUTO, *providers.PROVIDERS, MINIATURE)
@@ -38,23 +39,16 @@ def load(choice: str, pack: str = AUTO) -> FaceModels:
 def folders() -> providers.Folders:
     """Where weights may lie: the folders below ``models``, and those that other packs or the user have named."""
     return providers.Folders(
-        insightface=_folders("insightface"),
-        opencv=_folders(opencv.FOLDER),
-        parsing=_folders("facexlib") + _folders("facedetection"),
+        insightface=model_folders("insightface"),
+        opencv=model_folders(opencv.FOLDER),
+        parsing=model_folders("facexlib") + model_folders("facedetection"),
         facenet=facenet_weights(),
     )
 
 
-def _folders(name: str) -> tuple[Path, ...]:
-    import folder_paths
-
-    known = folder_paths.folder_names_and_paths.get(name, ([], set()))[0]
-    return tuple(dict.fromkeys((*map(Path, known), Path(folder_paths.models_dir) / name)))
-
-
 def facenet_weights() -> Path:
     """Where the embedder's weights are, or would be looked for: the models folder ``facenet``."""
-    places = [folder / facenet.WEIGHTS for folder in _folders("facenet")]
+    places = [folder / facenet.WEIGHTS for folder in model_folders("facenet")]
     return next((path for path in places if path.is_file()), places[-1])
 
 

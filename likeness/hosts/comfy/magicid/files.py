@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from ....core.errors import bad_input
+from ....formats.files import free_path, plain_name
 from ....formats.identities import SavedIdentities, SavedPerson, load_identities, save_identities
 from ....formats.identity import AUTO, load_identity_weights
 from ....miniature.models import WEIGHTS as SHIPPED
+from ..folders import model_folders
 from .identities import Identities, Identity, LoadedWeights
 
 FOLDERS = ("ipadapter", "instantid", "magicid")
@@ -20,14 +21,7 @@ IDENTITY_FOLDER = "identities"
 
 
 def _roots() -> list[tuple[str, Path]]:
-    import folder_paths
-
-    known = folder_paths.folder_names_and_paths
-    return [
-        (name, path)
-        for name in FOLDERS
-        for path in dict.fromkeys((*map(Path, known.get(name, ([], set()))[0]), Path(folder_paths.models_dir) / name))
-    ]
+    return [(name, path) for name in FOLDERS for path in model_folders(name)]
 
 
 def list_weights() -> list[str]:
@@ -73,10 +67,7 @@ def load(name: str, form: str = AUTO) -> LoadedWeights:
 
 
 def _identity_folder() -> Path:
-    import folder_paths
-
-    known = folder_paths.folder_names_and_paths.get(IDENTITY_FOLDER, ([], set()))[0]
-    return Path(known[0]) if known else Path(folder_paths.models_dir) / IDENTITY_FOLDER
+    return model_folders(IDENTITY_FOLDER)[0]
 
 
 def list_identities() -> list[str]:
@@ -122,15 +113,10 @@ def write_identities(identities: Identities, name: str, overwrite: bool) -> Path
     Raises:
         LikenessError: nobody to save, a name that is no plain file name, or a full disk.
     """
-    stem = name.strip().removesuffix(".safetensors")
-    if not re.fullmatch(r"[\w\- .]+", stem) or stem.startswith("."):
-        raise bad_input("Save Identities: name", repr(name), "letters, digits, spaces, - and _", "Choose a plain name.")
+    stem = plain_name(name, "Save Identities: name")
     if not identities.people:
         raise bad_input("Save Identities: identities", "nobody", "at least one person", "Connect MagicID Identity.")
-    path, number = _identity_folder() / f"{stem}.safetensors", 1
-    while path.exists() and not overwrite:
-        number += 1
-        path = path.with_name(f"{stem}_{number}.safetensors")
+    path = free_path(_identity_folder(), stem, overwrite)
     told = [{k: v for k, v in vars(one).items() if k != "encoder"} for one in identities.people]
     people = tuple(SavedPerson(**one) for one in told)
     return save_identities(SavedIdentities(people, identities.loaded.key, identities.loaded.weights.name), path)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ....core.errors import bad_input
 from ....core.persona.persona import Persona
-from ....formats.files import given_path, plain_name
+from ....formats.files import free_path, given_path, plain_name
 from ....formats.persona import load_persona, save_persona
 from ....formats.persona_import import import_mapper
 from .text import TokenizerAdapter, encoder_names, token_table, unwritten
@@ -71,12 +71,7 @@ def save(persona: Persona, name: str, overwrite: bool) -> Path:
 
     register_folder()
     stem = plain_name(name, "Persona Save: name")
-    folder = Path(folder_paths.get_folder_paths(FOLDER)[-1])
-    path, number = folder / f"{stem}.safetensors", 1
-    while path.exists() and not overwrite:
-        number += 1
-        path = folder / f"{stem}_{number}.safetensors"
-    return save_persona(persona, path)
+    return save_persona(persona, free_path(Path(folder_paths.get_folder_paths(FOLDER)[-1]), stem, overwrite))
 
 
 def state_path(name: str) -> Path:
