@@ -10,8 +10,9 @@ from likeness.core.magicid.encoder import EncoderShape, build_encoder
 from likeness.core.magicid.projections import IdentityAttention
 from likeness.core.schedule import stable_diffusion_alphas
 from likeness.training.magicid.model import MagicIdModel
-from likeness.training.magicid.request import CONTROL, UNET, MagicIdTraining, Phase
+from likeness.training.magicid.request import CONTROL, UNET, MagicIdTraining, Phase, StepReport
 from likeness.training.magicid.samples import Sample
+from likeness.training.magicid.trainer import MagicIdTrainer
 
 WIDTH, CONTEXT, VECTOR, SIDE = 8, 8, 6, 4
 BLOCK = BlockId("down", 0)
@@ -21,6 +22,18 @@ PHASES = (
     Phase("pose", 4, (CONTROL,), ("landmarks",), clone_every=2, encoder=False),
 )
 TINY = MagicIdTraining(phases=PHASES, batch=4, learning_rate=1e-2, ema=0.9, alike=0.5, balanced=True)
+
+
+class Told(MagicIdTrainer):
+    """A trainer that keeps its reports in ``history``."""
+
+    def __init__(self, *args, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self.history: list[StepReport] = []
+
+    def advance(self) -> StepReport:
+        self.history.append(super().advance())
+        return self.history[-1]
 
 
 class TinyHost:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import sys
 
-from support.magicid_tiny import EMPTY, TINY, tiny_model, tiny_samples
+from support.magicid_tiny import EMPTY, TINY, Told, tiny_model, tiny_samples
 
-from likeness.training.magicid.trainer import MagicIdTrainer, train
+from likeness.training.magicid.trainer import train
 
 if __name__ == "__main__":
-    run = train(MagicIdTrainer(TINY, tiny_model(), tiny_samples(), EMPTY))
+    run = train(Told(TINY, tiny_model(), tiny_samples(), EMPTY))
     if run.accelerator.is_main_process:
         told = {
             "processes": run.accelerator.num_processes,

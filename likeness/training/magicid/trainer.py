@@ -67,7 +67,6 @@ class MagicIdTrainer:
         self.average = Average(self.model)
         self.stages = stages(config.phases)
         self.step, self.position, self.spent = 0, 0.0, 0.0
-        self.history: list[StepReport] = []
         self._stage: Stage | None = None
         self._clock = time.monotonic()
         parts = self.accelerator.num_processes * config.accumulate
@@ -136,9 +135,7 @@ class MagicIdTrainer:
         if not math.isfinite(loss):
             raise LikenessError(f"MagicID training: the loss at step {self.step} is {loss}. Lower the learning rate.")
         took = time.perf_counter() - started
-        report = StepReport(self.step, self.position, phase.name, loss, took, clone, parts)
-        self.history.append(report)
-        return report
+        return StepReport(self.step, self.position, phase.name, loss, took, clone, parts)
 
     def _backward(self, batch: Batch, phase: Phase) -> tuple[Tensor, dict[str, float]]:
         """Gradients of this process's rows, part by part; the errors of all rows, and terms for the log."""
@@ -173,9 +170,14 @@ class MagicIdTrainer:
         if not self.config.minutes:
             self.position = float(self.step)
             return
-        share = torch.tensor(self.spent / (60 * self.config.minutes), device=self.accelerator.device)
-        share = float(broadcast(share)) if self.accelerator.num_processes > 1 else float(share)
+        share = self.agreed(self.spent / (60 * self.config.minutes))
         self.position = min(share, 1.0) * self.config.steps
+
+    def agreed(self, value: float) -> float:
+        """What the first process says, whose clock counts for all."""
+        if self.accelerator.num_processes == 1:
+            return value
+        return float(broadcast(torch.tensor(float(value), device=self.accelerator.device)))
 
     def measure(self) -> dict[str, float]:
         """The paired gaps of the current phase; empty without held-out samples."""
@@ -275,10 +277,7 @@ def train(
                 on_step(report)
             if measure_every and on_measure is not None and (report.step % measure_every == 0 or trainer.done):
                 on_measure(report.step, trainer.measure())
-            due = torch.tensor(time.monotonic() - saved > every_seconds, device=trainer.accelerator.device)
-            if trainer.accelerator.num_processes > 1:
-                due = broadcast(due.int()).bool()
-            if checkpoint is not None and bool(due):
+            if checkpoint is not None and trainer.agreed(time.monotonic() - saved > every_seconds):
                 trainer.save(checkpoint)
                 saved = time.monotonic()
     except KeyboardInterrupt:

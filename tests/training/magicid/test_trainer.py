@@ -12,26 +12,26 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.magicid_tiny import EMPTY, TINY, tiny_model, tiny_samples
+from support.magicid_tiny import EMPTY, TINY, Told, tiny_model, tiny_samples
 
 from likeness.core.errors import LikenessError
 from likeness.training.magicid.request import CONTROL, UNET, MagicIdTraining, Phase, stages
 from likeness.training.magicid.samples import Sampler
-from likeness.training.magicid.trainer import MagicIdTrainer, train
+from likeness.training.magicid.trainer import train
 
 ROOT = Path(__file__).parents[3]
 
 
-def trainer(config: MagicIdTraining = TINY) -> MagicIdTrainer:
-    return MagicIdTrainer(config, tiny_model(config), tiny_samples(), EMPTY, held_out=tiny_samples(8, seed=9))
+def trainer(config: MagicIdTraining = TINY) -> Told:
+    return Told(config, tiny_model(config), tiny_samples(), EMPTY, held_out=tiny_samples(8, seed=9))
 
 
-def curve(run: MagicIdTrainer) -> list[float]:
+def curve(run: Told) -> list[float]:
     return [report.loss for report in run.history]
 
 
 @pytest.fixture(scope="module")
-def whole() -> MagicIdTrainer:
+def whole() -> Told:
     return train(trainer())
 
 
