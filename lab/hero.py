@@ -22,7 +22,7 @@ from likeness.core.magicface.request import MagicFaceRequest
 from likeness.drawing.sheets import GREY, INK, PAPER, to_image
 from likeness.hosts.diffusers.miniature import miniature
 from likeness.hosts.diffusers.pipeline import Pipeline
-from likeness.miniature.world import sample_identity
+from likeness.miniature.world import numbered_identity
 
 DOCS = Path(__file__).parents[1] / "docs"
 SIZE = (1600, 600)
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] = ()) -> int:
         sys.exit("run.py dev hero takes no arguments")
     pipeline, judge = miniature(), default_judge()
     person = single_cases(PERSON + 1, pipeline.side)[PERSON].people[0]
-    pair = [draw_person(number, word, pipeline.side) for word, number in TWO.items()]
+    pair = [numbered_person(number, word, pipeline.side) for word, number in TWO.items()]
     alone = {ours: scenes(pipeline, person, ours) for ours in (True, False)}
     two = {ours: places(pipeline, pair, ours) for ours in (True, False)}
     both = torch.cat([judge.embed(one.image, [one.box]) for one in pair])
@@ -84,10 +84,10 @@ def places(pipeline: Pipeline, pair: Sequence[Person], ours: bool) -> Tensor:
     return pipeline.generate(TOGETHER, [TWO_SEED], request, STEPS, SCALE)
 
 
-def draw_person(number: int, word: str, side: int) -> Person:
+def numbered_person(number: int, word: str, side: int) -> Person:
     """A held-out person, as *Miniature Sample* numbers them."""
-    identity = sample_identity(random.Random(f"identity {number}"), held_out=True)
-    return replace(reference_person(identity, random.Random(number), side), word=word)
+    who = numbered_identity(number, held_out=True)
+    return replace(reference_person(who, random.Random(number), side), word=word)
 
 
 def compose(person: Person, pair: Sequence[Person], alone: dict[bool, Tensor], two: dict[bool, Tensor]) -> Image.Image:

@@ -3,10 +3,10 @@
 What draws them and gives their exact ground truth is :mod:`.render`; it needs skia, which nothing else here does.
 """
 
-from .identity import Identity, sample_identity
+from .identity import Identity, numbered_identity, sample_identity
 from .spec import Figure, Item, Picture, pair_caption, sample_item, sample_pair, sample_picture, sample_variants
 
 __all__ = [
-    "Figure", "Identity", "Item", "Picture", "pair_caption", "sample_identity", "sample_item", "sample_pair",
-    "sample_picture", "sample_variants",
+    "Figure", "Identity", "Item", "Picture", "numbered_identity", "pair_caption", "sample_identity", "sample_item",
+    "sample_pair", "sample_picture", "sample_variants",
 ]

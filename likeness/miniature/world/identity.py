@@ -104,6 +104,11 @@ def sample_identity(rng: random.Random, held_out: bool = False) -> Identity:
             return identity
 
 
+def numbered_identity(number: int, held_out: bool = False) -> Identity:
+    """The person of a number, as *Miniature Sample* counts them."""
+    return sample_identity(random.Random(f"identity {number}"), held_out)
+
+
 def identity_count() -> int:
     """How many different identities the world has."""
     shared = math.prod((len(SKIN), len(FACE_SHAPES), len(HAIR_COLOURS), len(EYE_COLOURS), 3, 3, len(BROWS), len(NOSES),

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ....core.errors import bad_input
-from ....miniature.world import Figure, Item, Picture, sample_identity
+from ....miniature.world import Figure, Item, Picture, numbered_identity
 from ....miniature.world.spec import sample_figure
 
 NOTHING = "none"
@@ -51,7 +51,7 @@ class Sample:
 
 def compose(request: SampleRequest) -> Picture:
     """The picture's description, fixed by the request alone."""
-    identity = sample_identity(random.Random(f"identity {request.identity}"), request.held_out)
+    identity = numbered_identity(request.identity, request.held_out)
     layout = random.Random(f"layout {request.layout}")
     item = None if request.accessory == NOTHING else Item(request.accessory, request.accessory_colour)
     figure: Figure = replace(
