@@ -12,7 +12,7 @@ from tqdm import tqdm
 from lab.evaluation.directions import Direction, direction, save, unshown
 from lab.evaluation.magicface import FULL, GROUP_VARIANTS, PLACED, VARIANTS, Outcome, default_judge, run_case
 from lab.evaluation.metrics import summarise
-from lab.evaluation.store import RecordFile, Records, paired, rows_of, values
+from lab.evaluation.store import RecordFile, Records, paired, values, whole_rows_of
 from lab.people import Case, pair_cases, single_cases
 from likeness.hosts.diffusers.miniature import miniature
 
@@ -70,7 +70,7 @@ def report(records: Records) -> str:
 
 def table(records: Records, section: str, variants: Mapping) -> str:
     """Means over cases with 95% intervals."""
-    cases = rows_of(records, section)
+    cases = whole_rows_of(records, section)
     lines = [f"### {section.capitalize()}, {len(cases)} cases", "",
              "| variant | identity similarity | faces found | skin and hair colour distance | prompt accuracy |",
              "|---|---|---|---|---|"]  # fmt: skip
@@ -84,7 +84,7 @@ def table(records: Records, section: str, variants: Mapping) -> str:
 
 def directions(records: Records) -> list[Direction]:
     """What MagicFace's paper says, and what is seen here."""
-    one, two = rows_of(records, ONE), rows_of(records, TWO)
+    one, two = whole_rows_of(records, ONE), whole_rows_of(records, TWO)
     return [
         direction("Table 1", "the face of the reference, one concept", "similarity, MagicFace less vanilla",
                   paired(one, FULL, "vanilla")),

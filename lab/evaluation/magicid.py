@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from lab.evaluation.drawn import prompt_accuracy
 from lab.evaluation.magicface import default_judge
 from lab.evaluation.metrics import Summary, face_colours, summarise
-from lab.evaluation.store import Records, rows_of
+from lab.evaluation.store import Records, whole_rows_of
 from lab.magicid_people import LANDMARKS, SKELETON, pose_picture
 from lab.people import Case, Person, pair_cases, reference_person, single_cases
 from likeness.core.magicid.encoder import FaceFeatures
@@ -266,7 +266,7 @@ def report(records: Records, steps: int) -> str:
     """Every table that was measured, with ``steps`` of DDIM."""
     parts = []
     for name, (title, _, _) in SECTIONS.items():
-        cases = rows_of(records, name)
+        cases = whole_rows_of(records, name)
         if cases:
             table = single_table(cases, len(cases)) if name == "single" else group_table(cases)
             pictures = max(len(record["prompt"]) for case in cases.values() for record in case.values())

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from lab.evaluation.directions import Direction, direction, unshown
-from lab.evaluation.store import Records, rows_of
+from lab.evaluation.store import Records, whole_rows_of
 from lab.magicid_people import SKELETON
 
 #: section, (source, claim, what is compared), value of a record, variants a less b, least difference
@@ -42,7 +42,7 @@ def directions(records: Records) -> list[Direction]:
     """The statements whose sections were measured."""
     found = []
     for section, told, name, (a, b), least in CLAIMS:
-        cases = [case for case in rows_of(records, section).values() if a in case and b in case]
+        cases = [case for case in whole_rows_of(records, section).values() if a in case and b in case]
         if len(cases) > 1:
             found.append(direction(*told, [value(case[a], name) - value(case[b], name) for case in cases], least))
     return [

@@ -52,6 +52,13 @@ def rows_of(records: Records, section: str) -> dict[str, Records]:
     return cases
 
 
+def whole_rows_of(records: Records, section: str) -> dict[str, Records]:
+    """The cases of a section in which every variant was measured that any has: what a run was ended in is left out."""
+    cases = rows_of(records, section)
+    variants = {variant for case in cases.values() for variant in case}
+    return {number: case for number, case in cases.items() if variants <= case.keys()}
+
+
 def values(cases: dict[str, Records], variant: str, name: str) -> list[float]:
     """One number a case; cases in which it is not told are left out."""
     told = [case[variant].get(name) for case in cases.values() if variant in case]

@@ -7,7 +7,7 @@ import pytest
 from lab.evaluation import magicface_proof, magicid_directions
 from lab.evaluation.directions import NOT_SEEN, OPPOSITE, SEEN, Direction, direction, load, save, unshown
 from lab.evaluation.magicface import GROUP_VARIANTS, VARIANTS
-from lab.evaluation.store import RecordFile, paired, rows_of
+from lab.evaluation.store import RecordFile, paired, rows_of, whole_rows_of
 from lab.prove import main, page
 
 
@@ -34,6 +34,13 @@ def test_records_go_on_where_a_run_was_cut_off(tmp_path):
     again = RecordFile(tmp_path)
     assert again.record("one/0/a", lambda: pytest.fail("measured twice")) == {"similarity": 0.5}
     assert paired(rows_of(again.records, "one"), "a", "b") == [0.25]
+
+
+def test_a_case_in_which_a_run_was_ended_is_left_out():
+    records = {"one/0/a": {}, "one/0/b": {}, "one/1/a": {}, "two/0/a": {}}
+    assert list(whole_rows_of(records, "one")) == ["0"]
+    assert list(rows_of(records, "one")) == ["0", "1"]
+    assert list(whole_rows_of(records, "two")) == ["0"]
 
 
 def magicface_records(gain: float) -> dict[str, dict]:
