@@ -168,7 +168,7 @@ PLACES = (
 )
 MINIATURE: dict[str, Made] = {
     "Demo - MagicID, one person": (
-        miniature((8,), "a picture of a man wearing a red sweater and a hat, portrait, in the snow", 3, draft=False),
+        miniature((8,), "a picture of a man wearing a red sweater, portrait, in the snow", 7, draft=False),
         Note(
             "The person of one picture, drawn anew by what the identity encoder has read in the face.",
             RUN,
@@ -177,13 +177,13 @@ MINIATURE: dict[str, Made] = {
     ),
     "Demo - MagicID, two people in their places": (
         miniature(
-            (20, 8), "a picture of a woman wearing a red sweater and a man wearing a green suit, on the beach", 11
+            (5, 8), "a picture of a woman wearing a red sweater and a man wearing a green suit, on the beach", 11
         ),
         Note(PLACES, RUN, "the draft with its regions, and the picture with both people."),
     ),
     "Demo - MagicID, then DIIR": (
         miniature(
-            (8,), "a picture of a man wearing a red sweater, full body, in the snow", 3,
+            (8,), "a picture of a man wearing a red sweater, full body, in the snow", 10,
             face="a picture of {person}, portrait",
         ),
         Note(

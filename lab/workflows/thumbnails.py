@@ -47,6 +47,7 @@ TWINS = {
     "PersonaMagic - 6 with MagicFace": ("Demo - PersonaMagic with MagicFace", 0),
 }
 
+
 def main(names: list[str]) -> None:
     """Write the thumbnails of the named workflows, or of all of them."""
     files = [workflow_file(name) for name in names] or FILES
