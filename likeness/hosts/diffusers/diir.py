@@ -19,12 +19,16 @@ from ...core.diir.paste import feathered
 from ...core.diir.repair import Place, Repaired, repair
 from ...core.diir.request import DiirRequest
 from ...core.diir.restore import restore
+from ...core.errors import bad_input
 from ...core.magicface.cache import ReferenceCache
 from ...core.magicface.request import MagicFaceRequest
+from ...core.magicid.projections import IdentityAttention
+from ...core.magicid.run import PlacedIdentity
 from ...core.schedule import schedule_sigmas
 from ...faces.interface import Face
 from ...faces.masks import head_ellipse, in_crop
 from .common import transformer_blocks
+from .magicid import IdentitySession, introduced
 from .pipeline import Personas, Pipeline
 from .sampling import Denoiser, Rows, Session, Text
 
@@ -40,12 +44,26 @@ class FaceTarget:
         negative: its negative prompt; the inversion's prompt as well.
         request: MagicFace's with the person's references, made for ``prompt``; None is without.
         personas: who stands for which placeholder of ``prompt``.
+        identity: MagicID's, without a region: it acts everywhere in the crop; None is without.
+        attention: the UNet's identity layers that read it (:attr:`MagicIdWeights.attention`).
+
+    Raises:
+        LikenessError: an identity without the layers that read it, or beside personas, whose cross-attention has
+            contexts of its own for keys and values here.
     """
 
     prompt: str = PROMPT.format(word="person")
     negative: str = ""
     request: MagicFaceRequest | None = None
     personas: Personas = field(default_factory=dict)
+    identity: PlacedIdentity | None = None
+    attention: IdentityAttention | None = None
+
+    def __post_init__(self) -> None:
+        if self.identity is not None and self.attention is None:
+            raise bad_input("DIIR: identity", "no identity layers", "the UNet's", "Give those of the same weights.")
+        if self.identity is not None and self.personas:
+            raise bad_input("DIIR: person", "personas and an identity", "one of both", "Leave one of them out.")
 
 
 #: Repaired without an identity: a cleaner face of nobody in particular.
@@ -228,11 +246,20 @@ class _Run:
         """The model with guidance and the person."""
         guided = self.request.guidance != 1
         negative = self.pipeline.conditioning([target.negative]) if guided else None
-        with self.pipeline.denoiser(
-            self._text(target), negative, self.request.guidance, self.scheduler, target.request, self.request.start,
-            around=around(listener),
-        ) as denoiser:
-            yield self._in_ve(denoiser)
+        with ExitStack() as stack:
+            places = []
+            if target.identity is not None:
+                known = introduced(self.pipeline.unet, target.attention, [target.identity], self.sigmas)
+                places.append(stack.enter_context(known))
+
+            def told(session: Session) -> Session:
+                return around(listener)(IdentitySession(session, places, self.pipeline.alphas_cumprod))
+
+            denoiser = self.pipeline.denoiser(
+                self._text(target), negative, self.request.guidance, self.scheduler, target.request,
+                self.request.start, around=told,
+            )  # fmt: skip
+            yield self._in_ve(stack.enter_context(denoiser))
 
     def _in_ve(self, denoiser: Denoiser) -> Denoise:
         def denoise(x: Tensor, sigma: float) -> Tensor:

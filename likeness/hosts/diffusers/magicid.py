@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -21,7 +21,7 @@ from ...formats.magicid import MagicIdWeights
 from ...training.magicid.attention import TrainingCall
 from .common import transformer_blocks, unet_layout
 from .pipeline import Pipeline
-from .sampling import PlainSession, Rows, guided_denoiser, sample
+from .sampling import Denoiser, PlainSession, Rows, Session, guided_denoiser, sample
 
 #: Pixels of a latent's side; pose pictures are folded by it.
 FOLD = 8
@@ -190,31 +190,67 @@ class MagicIdRequest:
     pose_scale: float = 1.0
     overlap: str = "add"
 
+    def size(self, side: int) -> tuple[int, int]:
+        """Height and width in pixels: the pose picture's, without one a square."""
+        return (side, side) if self.pose is None else tuple(self.pose.shape[-2:])
 
-@dataclass(eq=False)
-class _Session(PlainSession):
-    """Follows a sampling run: tells each place's slot of the call, and adds the ControlNet's residuals."""
 
-    unet: nn.Module
-    alphas: Tensor
-    runs: Mapping[str, tuple[Slot, MagicIdRun]]
-    control: nn.Module | None
-    request: MagicIdRequest
-    _rows: int = field(default=0)
+@contextmanager
+def introduced(
+    network: nn.Module, attention: IdentityAttention, people: Sequence[PlacedIdentity], sigmas: Sequence[float],
+    overlap: str = "add", scale: float = 1.0,
+) -> Iterator[tuple[Slot, MagicIdRun]]:  # fmt: skip
+    """People in a network's cross-attentions for one sampling run; put back when the block is left.
+
+    Args:
+        attention: the network's identity layers.
+        people, sigmas, overlap, scale: see :class:`MagicIdRun`.
+    """
+    layers = project(attention.to(network.device, torch.float32), people)
+    run = MagicIdRun(layers, people, unet_layout(network), sigmas, overlap, scale)
+    with identities(network, attention.blocks) as slot:
+        try:
+            yield slot, run
+        finally:
+            run.close()
+
+
+class IdentitySession:
+    """A session in whose model calls the networks know the people.
+
+    Args:
+        session: what else follows the run. places: of :func:`introduced`, one a network.
+        alphas: ``T``, cumulative, of the training schedule.
+    """
+
+    def __init__(self, session: Session, places: Sequence[tuple[Slot, MagicIdRun]], alphas: Tensor) -> None:
+        self.session, self.places, self.alphas = session, places, alphas
+        self.guide = session.guide
 
     @contextmanager
     def call(
         self, timestep: Tensor, conditional: Sequence[bool], latents: Tensor, rows: Rows | None = None
     ) -> Iterator[None]:
-        """Round one UNet forward."""
+        """The session's own, then the people's: what the session runs by itself (references) knows nobody."""
         sigma = timestep_sigma(self.alphas, float(timestep))
-        for slot, run in self.runs.values():
-            slot.call = run.begin(sigma, conditional, tuple(latents.shape[-2:]))
-        try:
-            yield
-        finally:
-            for slot, _ in self.runs.values():
-                slot.call = None
+        with self.session.call(timestep, conditional, latents, rows):
+            for slot, run in self.places:
+                slot.call = run.begin(sigma, conditional, tuple(latents.shape[-2:]))
+            try:
+                yield
+            finally:
+                for slot, _ in self.places:
+                    slot.call = None
+
+
+@dataclass(frozen=True, eq=False)
+class _Posed:
+    """A UNet with the residuals of a ControlNet on a pose picture."""
+
+    unet: nn.Module
+    control: nn.Module
+    pose: Tensor
+    scale: float
 
     @property
     def dtype(self) -> torch.dtype:
@@ -222,34 +258,39 @@ class _Session(PlainSession):
         return self.unet.dtype
 
     def __call__(self, x: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, **more: Any) -> Any:
-        """The UNet's forward with the ControlNet's residuals."""
-        if self.control is not None:
-            pose = self.request.pose.to(x).expand(len(x), -1, -1, -1)
-            scale = self.request.pose_scale
-            more |= _residuals(self.control, x, timestep, encoder_hidden_states, pose, scale)
+        """The UNet's forward."""
+        pose = self.pose.to(x).expand(len(x), -1, -1, -1)
+        more |= _residuals(self.control, x, timestep, encoder_hidden_states, pose, self.scale)
         return self.unet(x, timestep, encoder_hidden_states=encoder_hidden_states, **more)
 
 
 @contextmanager
-def _session(
-    pipeline: Pipeline, weights: MagicIdWeights, request: MagicIdRequest, scheduler: Any, control: nn.Module | None
-) -> Iterator[_Session]:
-    networks = {"unet": pipeline.unet} | ({} if control is None or request.pose is None else {"control": control})
+def denoiser(
+    pipeline: Pipeline, weights: MagicIdWeights, prompt: str, request: MagicIdRequest, scheduler: Any,
+    control: nn.Module | None = None, scale: float = 5.0, negative: str = "",
+) -> Iterator[Denoiser]:  # fmt: skip
+    """The model with these people for one sampling run; left as it was when the block ends.
+
+    Args:
+        scheduler: of the run, its timesteps set. The other arguments are :func:`generate`'s.
+    """
+    size = request.size(pipeline.side)
+    cond, uncond = pipeline.conditioning([prompt], size), pipeline.conditioning([negative], size)
+    networks, model = {"unet": pipeline.unet}, pipeline.unet
+    if control is not None and request.pose is not None:
+        networks["control"], model = control, _Posed(pipeline.unet, control, request.pose, request.pose_scale)
     scales = {"unet": request.unet_scale, "control": request.control_scale}
     sigmas = schedule_sigmas(pipeline.alphas_cumprod, scheduler.timesteps)
-    runs = {}
     with ExitStack() as stack:
-        for place, network in networks.items():
-            attention = weights.attention.get(place)
-            if not request.people or place not in request.places or attention is None:
-                continue
-            slot = stack.enter_context(identities(network, attention.blocks))
-            layers = project(attention.to(pipeline.device, torch.float32), request.people)
-            layout = unet_layout(network)
-            run = MagicIdRun(layers, request.people, layout, sigmas, request.overlap, scales[place])
-            stack.callback(run.close)
-            runs[place] = slot, run
-        yield _Session(pipeline.unet, pipeline.alphas_cumprod, runs, networks.get("control"), request)
+        places = [
+            stack.enter_context(
+                introduced(network, weights.attention[place], request.people, sigmas, request.overlap, scales[place])
+            )
+            for place, network in networks.items()
+            if request.people and place in request.places and place in weights.attention
+        ]
+        session = IdentitySession(PlainSession(), places, pipeline.alphas_cumprod)
+        yield guided_denoiser(model, cond, uncond, scale, session)
 
 
 @torch.no_grad()
@@ -264,9 +305,6 @@ def generate(
         steps, scale, negative: of the sampler, the guidance, and its negative prompt.
     """
     scheduler = pipeline.scheduler(steps)
-    size = (pipeline.side, pipeline.side) if request.pose is None else tuple(request.pose.shape[-2:])
-    cond, uncond = pipeline.conditioning([prompt], size), pipeline.conditioning([negative], size)
-    with _session(pipeline, weights, request, scheduler, control) as session:
-        denoise = guided_denoiser(session, cond, uncond, scale, session)
-        latents = sample(denoise, pipeline.noise(seeds, *size), scheduler)
+    with denoiser(pipeline, weights, prompt, request, scheduler, control, scale, negative) as denoise:
+        latents = sample(denoise, pipeline.noise(seeds, *request.size(pipeline.side)), scheduler)
     return pipeline.decode(latents)

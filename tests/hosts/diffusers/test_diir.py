@@ -11,16 +11,21 @@ from torch import Tensor
 from lab.people import draw_person
 from likeness.core.diir.inversion import invert, round_trip
 from likeness.core.diir.request import DiirRequest
+from likeness.core.errors import LikenessError
 from likeness.core.magicface.request import MagicFaceRequest
+from likeness.core.magicid.encoder import FaceFeatures
+from likeness.core.magicid.run import PlacedIdentity
 from likeness.core.persona.mapper import Mapper, MapperConfig
 from likeness.core.persona.persona import Persona
 from likeness.core.persona.stages import Stages
 from likeness.core.persona.text import supercategory_embedding
 from likeness.faces.interface import Face
+from likeness.formats.magicid import MagicIdWeights, load_magicid
 from likeness.hosts.diffusers import diir
 from likeness.hosts.diffusers.diir import FaceTarget, Repair, repair_faces, small_faces, target_of
 from likeness.hosts.diffusers.miniature import miniature
 from likeness.hosts.diffusers.pipeline import Pipeline
+from likeness.miniature.models import weights_file
 
 STEPS, SIDE = 3, 64
 SHORT = DiirRequest(steps=STEPS)
@@ -157,6 +162,43 @@ def test_a_persona_speaks_in_the_crop(pipeline: Pipeline, picture: Tensor) -> No
     plain = repair_faces(pipeline, [picture], [Repair(0, LEFT, FaceTarget("a picture of a person, portrait"))], SHORT)
     assert not torch.allclose(made["off"], plain.pictures[0], atol=1e-2)
     assert torch.equal(made["device"], made["again"])
+
+
+@pytest.fixture(scope="module")
+def weights() -> MagicIdWeights:
+    return load_magicid(weights_file("magicid"))
+
+
+@pytest.mark.parametrize("options", [{}, {"mode": "fast"}, {"keep_style": "paper"}])
+def test_an_identity_acts_in_the_crop(
+    pipeline: Pipeline, picture: Tensor, target: FaceTarget, weights: MagicIdWeights, options: dict
+) -> None:
+    """By MagicID's attention, alone and beside references; one of scale 0 changes nothing, bit for bit."""
+    processors, request = dict(pipeline.unet.attn_processors), DiirRequest(steps=STEPS, **options)
+    encoder, attention = weights.encoder.float(), weights.attention["unet"]
+    vector = torch.nn.functional.normalize(torch.randn(1, 128, generator=torch.Generator().manual_seed(1)))
+    with torch.no_grad():
+        one = PlacedIdentity(encoder(FaceFeatures(vector=vector))[0], encoder.unconditional()[0])
+    nobody = FaceTarget(target.prompt)
+
+    def drawn(whom: FaceTarget, scale: float | None = None) -> Tensor:
+        if scale is not None:
+            whom = replace(whom, identity=replace(one, scale=scale), attention=attention)
+        return repair_faces(pipeline, [picture], [Repair(0, LEFT, whom)], request).pictures[0]
+
+    plain = drawn(nobody)
+    assert torch.equal(drawn(nobody, 0.0), plain)
+    assert not torch.allclose(drawn(nobody, 1.0), plain, atol=1e-2)
+    assert not torch.allclose(drawn(target, 1.0), drawn(target), atol=1e-2)
+    assert pipeline.unet.attn_processors == processors
+
+
+def test_an_identity_needs_its_layers_and_no_personas(weights: MagicIdWeights) -> None:
+    one = PlacedIdentity(torch.zeros(4, 128), torch.zeros(4, 128))
+    with pytest.raises(LikenessError, match="identity layers"):
+        FaceTarget(identity=one)
+    with pytest.raises(LikenessError, match="personas and an identity"):
+        FaceTarget(identity=one, attention=weights.attention["unet"], personas={"S*": None})
 
 
 def test_nothing_to_repair_and_the_gate(pipeline: Pipeline, picture: Tensor) -> None:
