@@ -12,7 +12,14 @@ from lab.workflows.notes import files
 
 NEGATIVE = "blurry, low quality, deformed"
 PARTS = {"model": ["checkpoint", 0], "clip": ["checkpoint", 1], "vae": ["checkpoint", 2]}
-WORDS = "Name each person in the prompt by the same word. The picture changes with every run: set the seed inside."
+WORD = "Name the person in the prompt by the same word."
+#: any two people: each takes one occurrence of it in the prompt, the left one the first
+BOTH = "person"
+WORDS = (
+    f"Call both of them *{BOTH}* in the prompt, the left one first. Other words, such as woman and man, are set in the "
+    "two references inside."
+)
+SEED = "The picture changes with every run: set the seed inside."
 
 
 def checkpoint(slot: int) -> dict[str, Any]:
@@ -35,9 +42,10 @@ def drawn(prompt: int, references: str, size: tuple[int, int]) -> Prompt:
     }  # fmt: skip
 
 
-def reference(photo: int, word: int, **more: Any) -> dict[str, Any]:
-    """A MagicFace Reference on two of the box's inputs."""
-    return node("LikenessMagicFaceReference", image=[BOX, photo], concept=[BOX, word], weight=3.0, **more)
+def reference(photo: int, word: int | str, **more: Any) -> dict[str, Any]:
+    """A MagicFace Reference on the box's input number ``photo``; ``word`` is another's number, or the word itself."""
+    concept = word if isinstance(word, str) else [BOX, word]
+    return node("LikenessMagicFaceReference", image=[BOX, photo], concept=concept, weight=3.0, **more)
 
 
 def described(prompt: Prompt, inputs: dict[str, Any], outputs: dict[str, list[Any]], what: str, how: str) -> Blueprint:
@@ -51,25 +59,25 @@ def portrait() -> Blueprint:
     inputs = {"photo": None, "word": "woman", "prompt": "a photo of a woman in a red coat, in the snow",
               "checkpoint": SD15}  # fmt: skip
     what = "A new picture of the person of one photo, on any SD1.5 or SDXL checkpoint. Nothing is trained."
-    return described(prompt, inputs, {"picture": ["decode", 0]}, what, WORDS)
+    return described(prompt, inputs, {"picture": ["decode", 0]}, what, f"{WORD} {SEED}")
 
 
 def two_people() -> Blueprint:
     """Two people, the left and the right half of the picture."""
     left, right = REGIONS["left"], REGIONS["right"]
     prompt = {
-        "checkpoint": checkpoint(5),
+        "checkpoint": checkpoint(3),
         **halves(512),
-        "left_person": reference(0, 2, region=left),
-        "right_person": reference(1, 3, region=right, references=["left_person", 0]),
-        **drawn(4, "right_person", (768, 512)),
+        "left_person": reference(0, BOTH, region=left),
+        "right_person": reference(1, BOTH, region=right, references=["left_person", 0]),
+        **drawn(2, "right_person", (768, 512)),
     }
     inputs = {
-        "left photo": None, "right photo": None, "left word": "woman", "right word": "man",
-        "prompt": "a photo of a woman in a red coat and a man in a green suit, on the beach", "checkpoint": SD15,
+        "left photo": None, "right photo": None,
+        "prompt": f"a photo of a {BOTH} in a red coat and a {BOTH} in a green suit, on the beach", "checkpoint": SD15,
     }  # fmt: skip
     what = "A new picture of two people from a photo of each, one in the left half and one in the right."
-    return described(prompt, inputs, {"picture": ["decode", 0]}, what, WORDS)
+    return described(prompt, inputs, {"picture": ["decode", 0]}, what, f"{WORDS} {SEED}")
 
 
 def repair() -> Blueprint:
