@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import torch
 from diffusers import ControlNetModel
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ...core.attention import attend
 from ...core.blocks import BlockId
@@ -149,13 +151,42 @@ def training_host(
     with ExitStack() as stack:
         slots = {p: stack.enter_context(identities(n, unet_layout(n).blocks)) for p, n in networks.items()}
         unet.requires_grad_(False)
-        for network in networks.values():
-            network.enable_gradient_checkpointing() if checkpointing else network.disable_gradient_checkpointing()
+        for place, network in networks.items():
+            if checkpointing:
+                network.enable_gradient_checkpointing(_checkpoint_in(slots[place]))
+            else:
+                network.disable_gradient_checkpointing()
         try:
             yield DiffusersTrainingHost(unet, alphas_cumprod, slots)
         finally:
+            unet.disable_gradient_checkpointing()
             for parameter in unet.parameters():
                 parameter.requires_grad_(learning[id(parameter)])
+
+
+def _checkpoint_in(slot: Slot) -> Callable[..., Any]:
+    """Gradient checkpointing of a network's blocks. They are recomputed in the backward pass, when the slot is empty
+    again, so each takes the call of its forward pass along."""
+
+    def run(module: nn.Module, *args: Any) -> Any:
+        contexts = partial(_contexts, slot, slot.call)
+        return checkpoint(module.__call__, *args, use_reentrant=False, context_fn=contexts)
+
+    return run
+
+
+def _contexts(slot: Slot, call: Call | None) -> tuple[AbstractContextManager, AbstractContextManager]:
+    """For the forward pass and for its repetition."""
+    return nullcontext(), _calling(slot, call)
+
+
+@contextmanager
+def _calling(slot: Slot, call: Call | None) -> Iterator[None]:
+    was, slot.call = slot.call, call
+    try:
+        yield
+    finally:
+        slot.call = was
 
 
 def _residuals(

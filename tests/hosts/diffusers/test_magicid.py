@@ -22,6 +22,7 @@ from likeness.hosts.diffusers.magicid import (
 )
 from likeness.hosts.diffusers.miniature import miniature
 from likeness.training.magicid.attention import TrainingCall
+from likeness.training.magicid.losses import clone_face_loss
 
 WIDTH, SIDE = 16, 8
 
@@ -112,6 +113,54 @@ def test_gradients_reach_encoder_attention_and_controlnet_only(unet):
     assert all(p.grad is not None and p.grad.abs().max() > 0 for p in attention["unet"].parameters())
     assert control.controlnet_cond_embedding[1].weight.grad.abs().max() > 0 and tokens.grad.abs().max() > 0
     assert set(calls["control"].features) == set(unet_layout(control).blocks)
+
+
+@pytest.mark.parametrize("place", ["unet", "control"])
+def test_checkpointing_changes_no_gradient(unet, place):
+    noisy, times, text = told()
+    control = new_control(unet)
+    network = {"unet": unet, "control": control}[place]
+    attention, boxes = learnt(network), torch.tensor([[0.1, 0.1, 0.8, 0.8]] * 2)
+    with torch.no_grad():
+        for block in (*control.controlnet_down_blocks, control.controlnet_mid_block):
+            block.weight.normal_(std=0.1)
+    found = []
+    for checkpointing in (False, True):
+        attention.zero_grad()
+        tokens = torch.randn(2, 1, 3, WIDTH, generator=torch.Generator().manual_seed(6)).requires_grad_(True)
+        with training_host(unet, stable_diffusion_alphas(), control, checkpointing) as host:
+            call = TrainingCall(attention, unet_layout(network), tokens, torch.ones(2, 1, SIDE, SIDE), keep=True)
+            pose = torch.full((2, 3, 8 * SIDE, 8 * SIDE), 0.5)
+            out = host.predict(noisy, times, text, {place: call}, control if place == "control" else None, pose)
+            assert unet.is_gradient_checkpointing == checkpointing
+            loss, _ = clone_face_loss(call.features, boxes)
+            (out.square().mean() + loss).backward()
+        assert not unet.is_gradient_checkpointing
+        found.append([tokens.grad, *(p.grad.clone() for p in attention.parameters())])
+    for plain, recomputed in zip(*found, strict=True):
+        assert plain.abs().max() > 0 and torch.allclose(plain, recomputed, rtol=1e-4, atol=1e-9)
+
+
+def test_half_precision_predicts_nearly_the_same(unet):
+    noisy, times, text = told()
+    control = new_control(unet)
+    networks = {"unet": unet, "control": control}
+    attention = {p: learnt(n) for p, n in networks.items()}
+    out = []
+    for enabled in (False, True):
+        tokens = torch.randn(2, 1, 3, WIDTH, generator=torch.Generator().manual_seed(6)).requires_grad_(True)
+        with (
+            training_host(unet, stable_diffusion_alphas(), control) as host,
+            torch.autocast("cpu", torch.bfloat16, enabled=enabled),
+        ):
+            planes, pose = torch.ones(2, 1, SIDE, SIDE), torch.full((2, 3, 8 * SIDE, 8 * SIDE), 0.5)
+            calls = {p: TrainingCall(attention[p], unet_layout(n), tokens, planes) for p, n in networks.items()}
+            predicted = host.predict(noisy, times, text, calls, control, pose).float()
+        predicted.square().mean().backward()
+        out.append((predicted.detach(), tokens.grad))
+    assert not torch.equal(out[0][0], out[1][0])
+    for full, half in zip(*out, strict=True):
+        assert torch.cosine_similarity(full.flatten(), half.flatten(), dim=0) > 0.98
 
 
 # --- the miniature ----------------------------------------------------------------------------------------------------
