@@ -143,7 +143,7 @@ class MagicIdTrainer:
         size = config.batch // (accelerator.num_processes * config.accumulate)
         first = accelerator.process_index * config.accumulate * size
         factors = self.balance.weights(batch.timesteps) if config.balanced else torch.ones(config.batch)
-        errors, terms = [], {}
+        errors, seen = [], []
         for part in range(config.accumulate):
             low = first + part * size
             rows, factor = batch.rows(low, low + size).to(accelerator.device), factors[low : low + size]
@@ -156,11 +156,14 @@ class MagicIdTrainer:
                     place = CONTROL if CONTROL in phase.places else UNET
                     cfa, terms = clone_face_loss(calls[place].features, rows.boxes, config.cfa_grid)
                     loss = loss + config.cfa_weight * cfa
+                    seen.append(terms)
                 accelerator.backward(loss / config.accumulate)
             errors.append(error.detach())
         gathered = accelerator.gather(torch.stack(errors)).reshape(-1).cpu()
         self.balance.update(gathered, batch.timesteps)
-        return gathered, {name: float(value) for name, value in terms.items()}
+        names = tuple(seen[0]) if seen else ()
+        terms = {name: float(accelerator.gather(torch.stack([part[name] for part in seen])).mean()) for name in names}
+        return gathered, terms
 
     def _tick(self) -> None:
         """Move the position: by steps, or by the first process's clock where there is a budget of minutes."""

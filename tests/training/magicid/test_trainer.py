@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from support.magicid_tiny import EMPTY, TINY, Told, tiny_model, tiny_samples
 
 from likeness.core.errors import LikenessError
@@ -118,6 +119,23 @@ def test_two_processes_give_one_process_s_result(whole, tmp_path):
 def test_accumulated_parts_give_the_whole_batch(whole):
     parts = train(trainer(replace(TINY, accumulate=2)))
     assert curve(parts) == pytest.approx(curve(whole), rel=1e-3)
+    told, expected = parts.history[5].parts, whole.history[5].parts
+    assert [told[name] for name in ("cfa", "power")] == pytest.approx([expected["cfa"], expected["power"]], rel=1e-3)
+
+
+@pytest.fixture
+def fresh_accelerate():
+    """Accelerate keeps one precision a process; another one is for this test alone."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def test_half_precision_learns_float32_weights_along_the_same_curve(whole, fresh_accelerate):
+    half = train(trainer(replace(TINY, precision="bf16")))
+    assert half.accelerator.mixed_precision == "bf16"
+    assert curve(half) != curve(whole) and curve(half) == pytest.approx(curve(whole), rel=0.05)
+    assert all(value.dtype == torch.float32 for value in half.average.values.values())
 
 
 def test_a_budget_of_minutes_ends_the_run():
