@@ -14,6 +14,7 @@ import time
 from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -86,12 +87,27 @@ def fresh_model(pipeline: Pipeline, host: Any, places: Sequence[str], control: A
 
 
 @contextmanager
-def made(pipeline: Pipeline, config: MagicIdTraining, vector: int) -> Any:
-    """The model of a training, its frozen base open."""
+def made(pipeline: Pipeline, config: MagicIdTraining, vector: int, encoder: Path | None = None) -> Any:
+    """The model of a training, its frozen base open; ``encoder``: weights whose face encoder it begins with."""
     torch.manual_seed(config.seed)
     control = new_control(pipeline.unet) if CONTROL in config.places else None
     with training_host(pipeline.unet, pipeline.alphas_cumprod, control, config.checkpointing) as host:
-        yield fresh_model(pipeline, host, config.places, control, vector)
+        model = fresh_model(pipeline, host, config.places, control, vector)
+        if encoder is not None:
+            take_encoder(model, encoder)
+        yield model
+
+
+def take_encoder(model: MagicIdModel, file: Path) -> None:
+    """Give the model the face encoder of a finished training.
+
+    Raises:
+        LikenessError: it is of another shape: another face recogniser, width of text or number of tokens.
+    """
+    came, ours = load_magicid(file).encoder, model.encoder
+    if came.shape != ours.shape:
+        raise bad_input("magicid train: --encoder", came.shape, str(ours.shape), "Use weights of this base model.")
+    ours.load_state_dict(came.float().state_dict())
 
 
 class Log:
@@ -157,6 +173,8 @@ def training_parser() -> argparse.ArgumentParser:
     add("--steps", type=int, help="optimiser steps of all phases together (default 1700; checkpoint 1,150,000)")
     add("--places", choices=tuple(PLACES), help="whose identity attention learns (default: UNet, then ControlNet; "
                                                 "checkpoint: ControlNet)")  # fmt: skip
+    add("--encoder", type=Path, help="weights to take the face encoder from (with --places control: what the UNet's "
+                                     "phase left)")  # fmt: skip
     add("--batch", type=int, help="pictures of a step, over all processes (default 8; checkpoint 128)")
     add("--accumulate", type=int, help="parts a step is computed in (default 1)")
     add("--learning-rate", type=float, help="AdamW's step size (default 1.2e-3; checkpoint 1e-4)")
@@ -179,11 +197,14 @@ def run_training(argv: Sequence[str]) -> int:
     options = training_parser().parse_args(argv)
     if options.checkpoint and not options.data:
         raise bad_input("magicid train: --data", "nothing", "shards of photographs", "Make them with run.py idzoom.")
+    if options.tensorboard and not find_spec("tensorboard"):  # Accelerate would go on without a word
+        raise bad_input("magicid train: --tensorboard", "no package tensorboard", "the extra 'training'",
+                        "Install it: pip install tensorboard. Or leave the option out: log.jsonl says the same.")
     options.out.mkdir(parents=True, exist_ok=True)
     config = config_of(options)
     pipeline = base_model(options.checkpoint)
     samples, held_out, embedder = training_set(options, config, pipeline)
-    with made(pipeline, config, samples[0].vectors.shape[-1]) as model:
+    with made(pipeline, config, samples[0].vectors.shape[-1], options.encoder) as model:
         trainer = make_trainer(config, model, samples, pipeline, held_out, options)
         state, record = options.out / "state", Log(trainer, options.out / "log.jsonl")
         if options.resume:

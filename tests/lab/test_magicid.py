@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from support.magicid_tiny import tiny_model
 
 from lab import magicid
 from lab.evaluation.magicid import PLACED, SECTIONS, group_table, placed_cases, report, single_table
@@ -20,6 +21,7 @@ from lab.magicid_shards import Reader, members_of
 from likeness.core.errors import LikenessError
 from likeness.faces.interface import Face
 from likeness.hosts.diffusers.miniature import miniature
+from likeness.miniature.models import weights_file
 from likeness.miniature.world.placed import HEADS
 from likeness.miniature.world.render import ground_truth
 
@@ -193,6 +195,34 @@ def test_train_leaves_weights_log_and_state(tmp_path, monkeypatch):
     assert any("gap" in row for row in rows)
     assert magicid.main([*common, "--steps", "4", "--resume"]) == 0
     assert magicid.main([*common, "--steps", "5", "--resume"]) == 2
+
+
+def test_the_controlnet_alone_learns_beside_a_finished_encoder(tmp_path, monkeypatch):
+    monkeypatch.setattr(magicid, "HELD_OUT", Size(0, 2))
+    shipped, folder = weights_file("magicid"), str(tmp_path)
+    common = ["train", "--out", folder, "--scenes", "0", "--singles", "2", "--batch", "1", "--measure-every", "0"]
+    assert magicid.main([*common, "--steps", "1", "--places", "control", "--encoder", str(shipped)]) == 0
+    ours, theirs = (magicid.load_magicid(f).encoder.state_dict() for f in (tmp_path / "magicid.safetensors", shipped))
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[k].float(), theirs[k].float()) for k in ours)
+    with pytest.raises(LikenessError, match="--encoder"):
+        magicid.take_encoder(tiny_model(), shipped)
+
+
+def test_tensorboard_is_written_or_its_package_named(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(magicid, "HELD_OUT", Size(0, 2))
+    command = ["train", "--out", str(tmp_path), "--scenes", "0", "--singles", "2", "--batch", "1", "--places", "unet",
+               "--steps", "2", "--measure-every", "2", "--tensorboard"]  # fmt: skip
+    monkeypatch.setattr(magicid, "find_spec", lambda name: None)
+    assert magicid.main(command) == 2 and "extra 'training'" in caplog.text
+    monkeypatch.undo()
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    monkeypatch.setattr(magicid, "HELD_OUT", Size(0, 2))
+    assert magicid.main(command) == 0
+    events = accumulator.EventAccumulator(str(next(tmp_path.rglob("events.out.tfevents.*")).parent))
+    events.Reload()
+    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    gap, = events.Scalars("gap")
+    assert gap.step == 2 and gap.value == pytest.approx(next(row["gap"] for row in rows if "gap" in row), rel=1e-3)
 
 
 def test_tables_of_what_was_measured():
