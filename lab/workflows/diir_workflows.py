@@ -138,7 +138,7 @@ WORKFLOWS: dict[str, Made] = {
             "Options* overrules.",
         ),
     ),
-    "DIIR - small faces after text to image, SD1.5": (
+    "DIIR - small faces, SD1.5": (
         after_text_to_image(SD15, (512, 768)),
         Note(
             "A full-body picture whose face is too small for the model, and that face drawn again. The last node goes "
@@ -147,7 +147,7 @@ WORKFLOWS: dict[str, Made] = {
             f"the picture before and repaired. {TABLE}",
         ),
     ),
-    "DIIR - small faces after text to image, SDXL": (
+    "DIIR - small faces, SDXL": (
         after_text_to_image(SDXL, (832, 1216)),
         Note(
             "As for SD1.5, with faces drawn again at 1024 x 1024.",

@@ -83,7 +83,7 @@ EXAMPLES = {
         "The person of the reference, somewhere else and in other clothes.",
         seed=3,
     ),
-    "a person and a scarf": Example(
+    "person and scarf": Example(
         (MAN, SCARF),
         "a picture of a man wearing a black hoodie and a scarf, portrait, in the jungle",
         "a photo of a man wearing a black hoodie and a scarf, portrait, in the jungle",
@@ -91,7 +91,7 @@ EXAMPLES = {
         "each must be named in the prompt. The preview shows which part of the picture each one was given.",
         seed=6,
     ),
-    "two people in their places": Example(
+    "two people": Example(
         (LEFT, RIGHT),
         "a picture of a woman wearing a red sweater and a man wearing a green suit, on the beach",
         "a photo of a woman wearing a red sweater and a man wearing a green suit, on the beach",
@@ -106,7 +106,7 @@ EXAMPLES = {
         "The reference is a material. Its concept is the thing in the new picture that is to be made of it.",
         seed=7,
     ),
-    "from a drawing to any style": Example(
+    "drawing to any style": Example(
         (DRAWN,),
         "",
         "a watercolor painting of a man wearing a green suit and glasses, portrait, in a meadow",

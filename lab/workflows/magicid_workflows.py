@@ -175,7 +175,7 @@ MINIATURE: dict[str, Made] = {
             "the person in the clothes and the place of the prompt.",
         ),
     ),
-    "Demo - MagicID, two people in their places": (
+    "Demo - MagicID, two people": (
         miniature(
             (5, 8), "a picture of a woman wearing a red sweater and a man wearing a green suit, on the beach", 11
         ),
@@ -204,7 +204,7 @@ WORKFLOWS: dict[str, Made] = {
             LICENCE.format("buffalo_l"),
         ),
     ),
-    "MagicID - two people in their places, SD1.5": (
+    "MagicID - two people, SD1.5": (
         faceid_two,
         Note(
             PLACES,
@@ -214,7 +214,7 @@ WORKFLOWS: dict[str, Made] = {
             LICENCE.format("buffalo_l"),
         ),
     ),
-    "MagicID - one person by InstantID, SDXL": (
+    "MagicID - InstantID, SDXL": (
         instantid,
         Note(
             "InstantID's ControlNet reads the person instead of the text, in the pose of another picture. With several "

@@ -1,7 +1,6 @@
 """Makes the picture beside each file of ``workflows/``: square, the result large, what it came from in its corner.
 
-A demo is run. A template for the user's own checkpoint shows the picture of the demo that does the same, marked; one
-that no demo comes near shows the pictures that go in.
+A demo is run. A template for the user's own checkpoint shows the picture of the demo that does the same, marked.
 
 Run by hand when the weights or a workflow change, with a ComfyUI (``COMFYUI_PATH``, ``COMFYUI_PYTHON``)::
 
@@ -11,12 +10,10 @@ Run by hand when the weights or a workflow change, with a ComfyUI (``COMFYUI_PAT
 from __future__ import annotations
 
 import json
-import random
 import sys
 import tempfile
 from pathlib import Path
 
-import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from lab.workflows.discovery import ROOT, hosts, why_none
@@ -24,20 +21,18 @@ from lab.workflows.files import FILES, is_demo, workflow_file
 from lab.workflows.layout import node
 from lab.workflows.server import Server
 from lab.workflows.workflow import to_api
-from likeness.miniature.world import sample_picture
-from likeness.miniature.world.render import render
 
 SIDE, INSET, FRAME = 512, 168, 6
 MARK = "your checkpoint"
 #: user's template -> demo that does the same, and which of its saved pictures is shown
 TWINS = {
     "MagicFace - one person": ("Demo - MagicFace, one person", 0),
-    "MagicFace - a person and a scarf": ("Demo - MagicFace, a person and a scarf", 0),
-    "MagicFace - two people in their places": ("Demo - MagicFace, two people in their places", 0),
-    "MagicFace - texture of a material": ("Demo - MagicFace, a person and a scarf", 0),
-    "MagicFace - from a drawing to any style": ("Demo - MagicFace, one person", 0),
-    "DIIR - small faces after text to image, SD1.5": ("Demo - DIIR, a small face repaired", 0),
-    "DIIR - small faces after text to image, SDXL": ("Demo - DIIR, faces of two people", 0),
+    "MagicFace - person and scarf": ("Demo - MagicFace, person and scarf", 0),
+    "MagicFace - two people": ("Demo - MagicFace, two people", 0),
+    "MagicFace - texture of a material": ("Demo - MagicFace, person and scarf", 0),
+    "MagicFace - drawing to any style": ("Demo - MagicFace, one person", 0),
+    "DIIR - small faces, SD1.5": ("Demo - DIIR, a small face repaired", 0),
+    "DIIR - small faces, SDXL": ("Demo - DIIR, faces of two people", 0),
     "DIIR - small faces of a photograph": ("Demo - DIIR, a small face repaired", 0),
     "PersonaMagic - 1 learn a person": ("Demo - PersonaMagic, learn a person", 0),
     "PersonaMagic - 2 new scenes": ("Demo - PersonaMagic, learn a person", 0),
@@ -45,6 +40,9 @@ TWINS = {
     "PersonaMagic - 4 with a learnt style": ("Demo - PersonaMagic with MagicFace", 1),
     "PersonaMagic - 5 with a LoRA": ("Demo - PersonaMagic with MagicFace", 1),
     "PersonaMagic - 6 with MagicFace": ("Demo - PersonaMagic with MagicFace", 0),
+    "MagicID - one person, SD1.5": ("Demo - MagicID, one person", 0),
+    "MagicID - InstantID, SDXL": ("Demo - MagicID, one person", 0),
+    "MagicID - two people, SD1.5": ("Demo - MagicID, two people", 0),
 }
 
 
@@ -61,8 +59,8 @@ def main(names: list[str]) -> None:
 
 def demos(files: list[Path]) -> list[Path]:
     """Demos to run for the thumbnails of these files."""
-    wanted = [file.stem if is_demo(file) else TWINS.get(file.stem, ("", 0))[0] for file in files]
-    return [workflow_file(name) for name in dict.fromkeys(filter(None, wanted))]
+    wanted = [file.stem if is_demo(file) else TWINS[file.stem][0] for file in files]
+    return [workflow_file(name) for name in dict.fromkeys(wanted)]
 
 
 Shown = tuple[list[Image.Image], list[Image.Image]]
@@ -72,12 +70,9 @@ def _thumbnail(name: str, shown: dict[str, Shown]) -> Image.Image:
     if name in shown:
         results, insets = shown[name]
         return composed(results[0], insets)
-    twin, number = TWINS.get(name, ("", 0))
-    if twin:
-        results, insets = shown[twin]
-        return marked(composed(results[number], insets))
-    first, second = (person(number) for number in (5, 7))
-    return marked(composed(first, [second] if "two" in name else []))
+    twin, number = TWINS[name]
+    results, insets = shown[twin]
+    return marked(composed(results[number], insets))
 
 
 def _demo(server: Server, file: Path) -> Shown:
@@ -113,11 +108,6 @@ def marked(sheet: Image.Image) -> Image.Image:
     draw.rounded_rectangle(box, 12, fill="#1f6feb")
     draw.text((box[0] + 12, box[1] + 11 - top), MARK, "white", font)
     return sheet
-
-
-def person(seed: int) -> Image.Image:
-    """A drawn person: a picture that goes in, not one that came out."""
-    return Image.fromarray(np.asarray(render(sample_picture(random.Random(seed), shot="portrait", people=1), SIDE)))
 
 
 def _save(picture: Image.Image, file: Path) -> None:

@@ -43,6 +43,7 @@ def assign(
     regions: Sequence[Tensor | None] | None = None,
     picture_size: tuple[int, int] | None = None,
     override: str = "",
+    source: str = "Faces: people",
 ) -> tuple[Assignment, ...]:
     """One person for each face of one picture and one face for each person, as far as they go.
 
@@ -55,11 +56,12 @@ def assign(
         picture_size: height and width of the picture in pixels; None: a region's own.
         override: the user's word: the persons of faces 1, 2, ... from 1, such as ``2,1``; 0 or ``-``: nobody. Only
             here may one person be several faces. Faces it does not name are assigned as usual.
+        source: node and input to name in the error.
 
     Raises:
         LikenessError: an override that names a person who is not there.
     """
-    chosen = parse_override(override, people)
+    chosen = parse_override(override, people, source)
     result: list[Assignment | None] = [_by_user(face, i, chosen, similarity) for i, face in enumerate(faces)]
     for how, scores, least in (
         (SIMILARITY, similarity, good_enough),
@@ -139,7 +141,7 @@ def _places(faces: Sequence[Face], people: int) -> Tensor:
     return (len(faces) - place) * (people - torch.arange(people, dtype=torch.float64))
 
 
-def parse_override(text: str, people: int) -> dict[int, int | None]:
+def parse_override(text: str, people: int, source: str) -> dict[int, int | None]:
     """``2,1`` as face number -> index of the person; see :func:`assign`.
 
     Raises:
@@ -153,7 +155,7 @@ def parse_override(text: str, people: int) -> dict[int, int | None]:
             chosen[number] = int(part) - 1
         elif part not in ("?", "auto"):
             raise bad_input(
-                "Faces: people", repr(text), f"for each face the number of its person, 1 to {people}, such as 2,1",
+                source, repr(text), f"for each face the number of its person, 1 to {people}, such as 2,1",
                 "0 leaves a face alone, ? has it told by the picture; leave the text empty to have all told.",
             )  # fmt: skip
     return chosen

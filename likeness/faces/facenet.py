@@ -123,8 +123,9 @@ class FacenetEmbedder:
 
 def _wrong_file(path: Path, came: str) -> Exception:
     return bad_input(
-        "Face models: facenet weights", f"{path} ({came})", WEIGHTS, f"Get that file from {RELEASE} once more."
-    )
+        "Face models: facenet weights", f"models/{path.parent.name}/{path.name} ({came})", WEIGHTS,
+        f"Get that file from {RELEASE} once more.",
+    )  # fmt: skip
 
 
 def _read_weights(path: Path) -> dict[str, Any]:

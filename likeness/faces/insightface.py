@@ -51,7 +51,7 @@ def find_pack(roots: Sequence[Path], pack: str = "") -> Path:
         return folders[0]
     wanted = pack or PACKS[0]
     nested = next((p for root in roots for p in (root / "models" / wanted).glob("*/*.onnx")), None)
-    came = "no ONNX files" if nested is None else f"the ONNX files one folder too deep, in {nested.parent}"
+    came = "no ONNX files" if nested is None else f"ONNX files one folder too deep, in {wanted}/{nested.parent.name}"
     raise bad_input(
         "Face models: insightface", came, f"models/insightface/models/{wanted}/*.onnx",
         f"Unpack {wanted}.zip from {RELEASE} so that its .onnx files lie right there.",
@@ -91,7 +91,8 @@ class InsightFace:
             self.app.prepare(ctx_id=-1, det_thresh=threshold, det_size=(SIZES[0], SIZES[0]))
         except Exception as cause:  # its errors range from a bare AssertionError to those of the runtime
             raise bad_input(
-                "Face models: insightface", f"a pack that cannot be loaded, {folder} ({cause or type(cause).__name__})",
+                "Face models: insightface",
+                f"a pack that cannot be loaded, {folder.name} ({cause or 'a network is missing'})",
                 "whole ONNX files, a detector among them", f"Unpack {folder.name}.zip from {RELEASE} once more.",
             ) from cause  # fmt: skip
         self.sizes = _sizes(self.app.det_model)

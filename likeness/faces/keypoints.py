@@ -57,7 +57,7 @@ def parse(frames: Any, source: str = "POSE_KEYPOINT") -> list[Pose]:
     frames = [frames] if isinstance(frames, Mapping) else frames
     if not isinstance(frames, Sequence) or not all(isinstance(f, Mapping) and "canvas_width" in f for f in frames):
         raise bad_input(
-            source, type(frames).__name__, "POSE_KEYPOINT: people with their points, and the size of the canvas",
+            source, "a value of another kind", "POSE_KEYPOINT: people with their points, and the size of the canvas",
             "Connect the POSE_KEYPOINT output of a pose node.",
         )  # fmt: skip
     poses = [_frame(frame) for frame in frames]

@@ -89,7 +89,7 @@ class Parser:
             self.model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
         except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, TypeError) as cause:
             raise bad_input(
-                "Face models: parsing", f"{path} (not the weights of {self.network.make})", self.network.file,
+                "Face models: parsing", f"a file {path.name} that is broken or another network's", "its weights",
                 f"Get that file from {RELEASE} once more.",
             ) from cause  # fmt: skip
         self.model.eval().requires_grad_(False)

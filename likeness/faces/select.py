@@ -72,13 +72,14 @@ def _inside(face: Face, region: Tensor | None, picture: int) -> bool:
     return bool(mask[y, x] > 0.5)
 
 
-def chosen(faces: Sequence[Face], which: str, picture: int = 0) -> tuple[Face, ...]:
+def chosen(faces: Sequence[Face], which: str, picture: int = 0, source: str = "Faces: which") -> tuple[Face, ...]:
     """The numbered faces of one picture that ``which`` names.
 
     Args:
         which: empty or ``all``; ``none``; ``largest``; or numbers such as ``1, 3-5`` and, where there are several
             pictures, ``2:1`` for the first face of the second.
         picture: its place in the batch, from 0.
+        source: node and input to name in the error.
 
     Raises:
         LikenessError: anything else.
@@ -91,11 +92,11 @@ def chosen(faces: Sequence[Face], which: str, picture: int = 0) -> tuple[Face, .
     if words == LARGEST:
         largest = largest_face(faces)
         return () if largest is None else (largest,)
-    named = parse_numbers(words)
+    named = parse_numbers(words, source)
     return tuple(face for face in faces if named & {(None, face.number), (picture + 1, face.number)})
 
 
-def parse_numbers(text: str) -> frozenset[tuple[int | None, int]]:
+def parse_numbers(text: str, source: str) -> frozenset[tuple[int | None, int]]:
     """``1, 3-5, 2:1`` as pairs of the picture, or None for every picture, and the number; both from 1.
 
     Raises:
@@ -106,7 +107,7 @@ def parse_numbers(text: str) -> frozenset[tuple[int | None, int]]:
         found = PART.fullmatch(part)
         if found is None or not 1 <= int(found[2]) <= int(found[3] or found[2]) <= 10_000:
             raise bad_input(
-                "Faces: which", repr(text), "numbers such as 1,3 or 2-4, picture:face as in 2:1, or all, largest, none",
+                source, repr(text), "numbers such as 1,3 or 2-4, picture:face as in 2:1, or all, largest, none",
                 "Take the numbers that Detect Faces shows; leave it empty for all faces.",
             )  # fmt: skip
         picture = int(found[1]) if found[1] else None

@@ -102,7 +102,7 @@ def load_magicid(path: str | Path) -> MagicIdWeights:
     path = Path(path)
     source = f"Identity weights {path.name}"
     if not path.is_file():
-        raise bad_input(source, str(path), "an existing file", "Check the name and the folder.")
+        raise bad_input(source, "no such file", "an existing one", "Check name and folder.")
     try:
         described = read_description(path)
         if described is None:

@@ -32,7 +32,7 @@ def load_description(path: str | Path) -> dict:
     """
     path = Path(path)
     if not path.is_file():
-        raise bad_input("Persona file", str(path), "an existing file", "Check the name, or train a persona first.")
+        raise bad_input("Persona file", f"no {path.name}", "a file", "Check the name, or train a persona first.")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}

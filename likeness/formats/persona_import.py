@@ -22,6 +22,7 @@ from ..core.persona.stages import Stages
 
 #: Node and input that errors name.
 SOURCE = "Persona Import: path"
+AGAIN = "Get the mapper from its author again."
 _DTYPES = {
     "FloatStorage": torch.float32,
     "HalfStorage": torch.float16,
@@ -113,7 +114,7 @@ def read_checkpoint(path: Path) -> dict:
     except LikenessError:
         raise
     except Exception as cause:  # a damaged pickle can raise anything
-        raise bad_input(SOURCE, f"{path.name}, unreadable ({cause})", "mapper-steps-N.pt", "") from cause
+        raise bad_input(SOURCE, f"{path.name}, unreadable ({cause})", "mapper-steps-N.pt", AGAIN) from cause
 
 
 _RENAMES = {
@@ -166,7 +167,7 @@ def import_mapper(
     state = content.get("state_dict", content) if isinstance(content, dict) else {}
     named = _renamed({k: v for k, v in state.items() if isinstance(v, Tensor)})
     if "head.weight" not in named or "input_layer.weight" not in named:
-        raise bad_input(SOURCE, f"{path.name} with other contents", "input_layer.*, output_layer.0.*", "")
+        raise bad_input(SOURCE, f"{path.name} with other contents", "a mapper's weights", AGAIN)
     if supercategory is None:
         supercategory = _companion(path, named["head.weight"].shape[0])
     if supercategory is None:
@@ -200,7 +201,8 @@ def import_mapper(
     try:
         mapper.load_state_dict({**named, "supercategory": mapper.supercategory})
     except RuntimeError as cause:
-        raise bad_input(SOURCE, f"{path.name} with tensors that do not fit ({cause})", "a whole mapper", "") from cause
+        came = f"{path.name} with tensors that do not fit ({cause})"
+        raise bad_input(SOURCE, came, "a whole mapper", AGAIN) from cause
     if image is not None and image.shape[-1] != config.image_width:
         raise bad_input(
             "Persona Import: clip_vision", f"image embeddings of {image.shape[-1]} values", f"{config.image_width}",

@@ -83,7 +83,7 @@ def test_files_that_do_not_fit(tmp_path, change, words):
 
 
 def test_missing_and_truncated(tmp_path):
-    with pytest.raises(LikenessError, match="existing file"):
+    with pytest.raises(LikenessError, match="no such file"):
         load_magicid(tmp_path / "none.safetensors")
     path = save_magicid(some_weights(), tmp_path / "mine")
     path.write_bytes(path.read_bytes()[:-40])

@@ -85,7 +85,7 @@ def test_damaged_and_foreign_files(persona, tmp_path):
     save_file({"x": torch.zeros(1)}, tmp_path / "lora.safetensors")
     with pytest.raises(LikenessError, match="persona"):
         load_persona(tmp_path / "lora.safetensors")
-    with pytest.raises(LikenessError, match="existing file"):
+    with pytest.raises(LikenessError, match="expected a file"):
         load_persona(tmp_path / "none.safetensors")
 
 

@@ -80,7 +80,7 @@ def test_a_bypassed_persona_apply_leaves_the_prompt_and_the_plain_model(object_i
 
 
 def test_a_bypassed_magicid_hands_on_each_of_its_three(object_info: dict[str, Any]) -> None:
-    graph = load(workflow_file("MagicID - one person by InstantID, SDXL"))
+    graph = load(workflow_file("MagicID - InstantID, SDXL"))
     next(node for node in graph["nodes"] if node["type"] == "LikenessMagicIdApply")["mode"] = BYPASSED
     prompt = to_api(graph, object_info)
     (sampler,) = (entry["inputs"] for entry in prompt.values() if entry["class_type"] == "KSampler")

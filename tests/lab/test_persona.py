@@ -73,7 +73,7 @@ def test_interrupted_training_resumes(tiny, photo_files, monkeypatch):
         (["train", "--image", "{}/a.png", "--mask", "{}/empty.png"], "empty mask"),
         (["train", "--image", "{}/a.png", "--mask", "{}/m.png", "{}/m.png", "{}/m.png"], "3 masks"),
         (["train", "--image", "{}/a.png", "--clipseg", "{}/nowhere"], "CLIPSeg weights"),
-        (["play", "--persona", "{}/none.safetensors", "--prompt", "S*"], "existing file"),
+        (["play", "--persona", "{}/none.safetensors", "--prompt", "S*"], "expected a file"),
     ],
 )
 def test_user_errors_end_with_their_message(tiny, photo_files, caplog, arguments, words):

@@ -28,7 +28,7 @@ class ClipText:
         for name in ("embeddings", "encoder", "final_layer_norm"):
             if not hasattr(body, name):
                 raise bad_input(
-                    "Persona: text encoder", type(body).__name__, "a CLIP text encoder", "Use SD1.x to SDXL."
+                    "Persona: text encoder", f"one without {name}", "a CLIP text encoder", "Use SD1.x to SDXL."
                 )
         self.body = body
         self.blocks = list(body.encoder.layers)[: len(body.encoder.layers) - skip]

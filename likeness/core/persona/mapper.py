@@ -21,6 +21,8 @@ from ..errors import bad_input
 COMBINATIONS = ("offset", "concat")
 #: More of anything is a damaged file, not a mapper.
 LARGEST = 2**16
+#: what mends settings that only a damaged file has
+MEND = "Copy the persona file again."
 
 
 @dataclass(frozen=True)
@@ -56,11 +58,11 @@ class MapperConfig:
         for name, count in (*counts.items(), *(("widths", width) for width in self.widths)):
             least = 0 if name == "image_width" else 1
             if type(count) is not int or not least <= count <= LARGEST:
-                raise bad_input(f"Persona mapper: {name}", repr(count), f"a whole number of {least} to {LARGEST}", "")
+                raise bad_input(f"Persona mapper: {name}", repr(count), f"a whole number of {least} to {LARGEST}", MEND)
         if self.combination not in COMBINATIONS:
-            raise bad_input("Persona mapper: combination", repr(self.combination), f"one of {COMBINATIONS}", "")
+            raise bad_input("Persona mapper: combination", repr(self.combination), f"one of {COMBINATIONS}", MEND)
         if not self.widths:
-            raise bad_input("Persona mapper: widths", self.widths, "at least one text encoder", "")
+            raise bad_input("Persona mapper: widths", self.widths, "at least one text encoder", MEND)
         low, high = self.bounds
         if not 0 <= low < high:
             raise bad_input("Persona mapper: bounds", self.bounds, "0 <= low < high timesteps", "Widen the stage.")

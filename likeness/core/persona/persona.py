@@ -124,14 +124,14 @@ def persona_from(tensors: dict[str, Tensor], description: dict, where: str = "Pe
     except LikenessError:
         raise
     except (KeyError, TypeError, ValueError, RuntimeError, ArithmeticError) as cause:
-        raise bad_input(where, f"contents that do not fit ({cause})", "a whole persona file", "") from cause
+        raise bad_input(where, f"contents that do not fit ({cause})", "a whole file", "Copy it again.") from cause
 
 
 def _check_description(description: object, where: str) -> None:
     """Kind, format and the types of what :func:`persona_description` has written."""
     if not isinstance(description, dict) or description.get("kind") != KIND:
         kind = description.get("kind") if isinstance(description, dict) else description
-        raise bad_input(where, f"kind {kind!r}", repr(KIND), "Pick a persona saved by this pack.")
+        raise bad_input(where, f"a file of kind {kind!r}", repr(KIND), "Pick a persona saved by this pack.")
     version = description.get("format")
     if type(version) is not int:
         raise bad_input(where, f"format {version!r}", "a whole number", "Pick a persona saved by this pack.")
@@ -141,7 +141,7 @@ def _check_description(description: object, where: str) -> None:
     for key, kind in kinds.items():
         if not isinstance(description.get(key, kind()), kind):
             came = f"{key} {description[key]!r}"
-            raise bad_input(where, came, f"a {kind.__name__}", "Save the persona again, or pick another file.")
+            raise bad_input(where, came, "what this pack writes", "Save the persona again, or pick another file.")
 
 
 def _image(image: Tensor | None, config: MapperConfig) -> Tensor | None:

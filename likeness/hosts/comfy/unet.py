@@ -51,7 +51,7 @@ def read_unet(model: Any, source: str) -> UNetBlocks:
     """
     unet = model.get_model_object("diffusion_model")
     if not isinstance(unet, UNetModel):
-        raise _unfit(source, f"a {type(unet).__name__}")
+        raise _unfit(source, "a model without a UNet")
     transformers = [m for m in unet.modules() if isinstance(m, SpatialTransformer)]
     if not transformers:
         raise _unfit(source, "a UNet without transformer blocks")
@@ -98,7 +98,7 @@ def read_control(network: Any, source: str) -> UNetBlocks:
     """
     union = getattr(network, "control_add_embedding", None) is not None
     if not isinstance(network, ControlNetwork) or union:
-        came = "a union ControlNet" if union else f"a {type(network).__name__}"
+        came = "a union ControlNet" if union else "another network"
         raise bad_input(source, came, "a ControlNet of SD1.x or SDXL", "Load the one that belongs to the weights.")
     transformers = [m for m in network.modules() if isinstance(m, SpatialTransformer)]
     if not transformers:

@@ -116,7 +116,7 @@ def clipseg_mask(picture: Tensor, word: str, folder: str | Path) -> Tensor:
     folder = Path(folder)
     if not (folder / "config.json").is_file():
         raise bad_input(
-            "Persona Train: CLIPSeg", str(folder), "a folder with CLIPSeg weights", "Connect a mask instead."
+            "Persona Train: mask", f"no CLIPSeg weights in {folder.name}", "them, or a mask", "Connect a mask."
         )
     from transformers import CLIPSegForImageSegmentation, CLIPSegProcessor
 

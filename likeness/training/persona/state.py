@@ -36,5 +36,6 @@ def load_state(trainer: PersonaTrainer, path: str | Path) -> None:
         raise
     except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as cause:
         raise bad_input(
-            "Persona Train: resume", f"{path} ({cause})", "a saved training state", "Switch resume off to begin anew."
-        ) from cause
+            "Persona Train: resume", f"a saved training that cannot be read, {path.name} ({cause})",
+            "a whole one", "Switch resume off to begin anew.",
+        ) from cause  # fmt: skip

@@ -63,7 +63,7 @@ def test_a_draft_without_a_face_leaves_everybody_out(parts):
         ([[]], IMAGE, "", "no box"),
         ([[{"x": 200, "y": 0, "width": 9, "height": 9}]], IMAGE, "", "box 1 outside"),
         ("left", IMAGE, "", "MagicID Regions: where"),
-        (FACES, IMAGE, "4", "Faces: people"),
+        (FACES, IMAGE, "4", "MagicID Regions: order"),
     ],
 )
 def test_bad_places(where, image, order, said):

@@ -86,5 +86,5 @@ def test_training_knows_noise_from_velocity(parts, node, values, velocity):
      (advanced.ModelSamplingContinuousEDM, ("eps", 120.0, 0.002)), (advanced.ModelSamplingSD3, (3.0,))],
 )  # fmt: skip
 def test_training_on_other_samplings_is_refused_with_the_reason(parts, node, values):
-    with pytest.raises(LikenessError, match=r"Persona Train: model: got a model that samples by"):
+    with pytest.raises(LikenessError, match=r"Persona Train: model: got a model that samples by other rules"):
         predicts_velocity(sampling_of(parts, node, *values))

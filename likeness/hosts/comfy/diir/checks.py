@@ -33,7 +33,7 @@ def check_model(model: Any) -> int:
     if isinstance(sampling, flows):
         raise bad_input(
             f"{NODE}: model",
-            f"a flow-matching model ({type(model.model).__name__})",
+            "a flow-matching model (such as SD3, Flux or Qwen-Image)",
             "a diffusion model of SD1.x, SD2.x or SDXL",
             "DDIM inversion walks a diffusion schedule, which a flow does not have. Repair with an SD checkpoint: the "
             "picture may come from any model.",

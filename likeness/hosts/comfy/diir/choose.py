@@ -33,7 +33,7 @@ def reasons(faces: Sequence[Face], which: str, picture: int, gate: Gate, where: 
     """
     rule = which.strip().lower()
     if named(which) or rule == NONE:
-        numbers = {face.number for face in chosen(faces, which, picture)}
+        numbers = {face.number for face in chosen(faces, which, picture, f"{NODE}: which")}
         return [None if face.number in numbers else "not chosen" for face in faces]
     if rule in (ALL, LARGEST):
         gate = replace(gate, max_px=0, most=1 if rule == LARGEST else gate.most)
@@ -71,9 +71,11 @@ def who_is_who(
         passed: per face whether it is to be repaired. similarity: ``F P`` or None. good_enough: least that counts.
         override: see :func:`.faces.assign.assign`. by_name: whether those that passed are the ones the user has named.
     """
+    # from left to right it counts all faces, as is right where only some of the people's faces are named
     told = assign(
-        faces, people, similarity=similarity, good_enough=good_enough, regions=regions, override=override
-    )  # from left to right it counts all faces, as is right where only some of the people's faces are named
+        faces, people, similarity=similarity, good_enough=good_enough, regions=regions, override=override,
+        source="DIIR Options: people",
+    )  # fmt: skip
     some = by_name and sum(passed) < people
     who = [one if one.how != ORDER or some else Assignment(None, NOBODY) for one in told]
     taken = {one.person for one in who}

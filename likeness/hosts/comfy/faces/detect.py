@@ -57,7 +57,7 @@ def pictures_of(image: Any) -> Tensor:
         LikenessError: no picture.
     """
     if not isinstance(image, Tensor) or image.ndim not in (3, 4) or not 1 <= image.shape[-1] <= 4:
-        came = f"a tensor of shape {tuple(image.shape)}" if isinstance(image, Tensor) else type(image).__name__
+        came = f"a tensor of shape {tuple(image.shape)}" if isinstance(image, Tensor) else "no picture"
         raise bad_input(
             f"{NODE}: image", came, "one picture or a batch of one size, B H W C",
             "Connect an IMAGE; pictures of different sizes go through the node one by one.",
@@ -99,7 +99,7 @@ def detect(
     if models is not None and faces.count:
         faces = with_landmarks(pictures, faces, models)
     rows = enumerate(faces.pictures)
-    chosen = replace(faces, pictures=tuple(select.chosen(row, gates.which, i) for i, row in rows))
+    chosen = replace(faces, pictures=tuple(select.chosen(row, gates.which, i, f"{NODE}: which") for i, row in rows))
     return _outputs(pictures, faces, chosen, models)
 
 
@@ -114,8 +114,9 @@ def _region(mask: Tensor | None, pictures: Tensor) -> Tensor | None:
     region = torch.nan_to_num(images.mask_to_torch(mask, source=f"{NODE}: where"))
     if len(region) not in (1, len(pictures)):
         raise bad_input(
-            f"{NODE}: where", f"{len(region)} masks for {len(pictures)} pictures", "one for all, or one each", ""
-        )
+            f"{NODE}: where", f"{len(region)} masks for {len(pictures)} pictures", "one for all, or one each",
+            "Connect a single mask, or batch as many masks as pictures.",
+        )  # fmt: skip
     if not min(*region.shape, *pictures.shape):
         return None
     return images.resize(region.cpu(), tuple(pictures.shape[-2:]), "nearest-exact")

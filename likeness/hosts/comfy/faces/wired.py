@@ -66,7 +66,7 @@ def _boxes(value: Any, socket: str) -> list[list[Face]]:
     if isinstance(value, Mapping):
         value = [value]
     if not isinstance(value, Sequence) or isinstance(value, str):
-        raise _not_boxes(type(value).__name__, socket)
+        raise _not_boxes("a value of another kind", socket)
     if not value or isinstance(value[0], Mapping):
         value = [value]
     return [[face for box in frame if (face := _box_face(box, socket)) is not None] for frame in value]

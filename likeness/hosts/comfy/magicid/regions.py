@@ -82,7 +82,7 @@ def regions(
 
 def _who(order: str, places: int, people: int) -> list[int | None]:
     """The person (from 0) of each place; without a word about it, the n-th place is the n-th person's."""
-    said = parse_override(order, people)
+    said = parse_override(order, people, f"{NODE}: order")
     return [said.get(place, place - 1 if place <= people else None) for place in range(1, places + 1)]
 
 

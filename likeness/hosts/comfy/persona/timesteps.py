@@ -58,7 +58,7 @@ def _relative_level(sampling: Any, source: str) -> Callable[[float], float]:
         return lambda sigma: sigma / spread
     raise bad_input(
         source,
-        f"a model with noise levels of its own kind ({', '.join(c.__name__ for c in type(sampling).__mro__[1:3])})",
+        "a model with noise levels of its own kind",
         "one with Stable Diffusion's timesteps, EDM, continuous v-prediction or flow matching",
         "Remove the node that changes the model's sampling.",
     )

@@ -238,10 +238,9 @@ def predicts_velocity(sampling: Any) -> bool:
             sampling, (comfy.model_sampling.V_PREDICTION, comfy.model_sampling.X0)
         ):
             return False
-    kinds = ", ".join(c.__name__ for c in type(sampling).__mro__[1:3])
     raise bad_input(
         f"{NODE}: model",
-        f"a model that samples by {kinds}",
+        "a model that samples by other rules",
         "SD1.x, SD2.x or SDXL, which predict noise or v over a table of discrete timesteps",
         "Train on such a checkpoint, without a node that changes the model's sampling; a persona learnt there also "
         "speaks to its distilled relatives.",
