@@ -15,14 +15,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
 from tqdm import tqdm
 
 from lab.evaluation import diir as measure
 from lab.evaluation.diir import Draft, Lab
 from lab.evaluation.diir_tables import bars, directions, report
 from lab.evaluation.directions import save
-from lab.evaluation.store import RecordFile
+from lab.evaluation.store import PictureFile
 from lab.verbs import elsewhere, run_verb
 from likeness.core.diir.request import DiirRequest
 from likeness.drawing.sheets import Tile, sheet, to_image
@@ -64,24 +63,8 @@ def prove(argv: Sequence[str]) -> int:
     return 0
 
 
-class Store(RecordFile):
-    """What was measured so far, with the pictures beside it.
-
-    Args:
-        folder: made where it is not there.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__(folder)
-        (folder / "pictures").mkdir(exist_ok=True)
-
-    def keep(self, case: str) -> Callable[[str, Tensor], None]:
-        """Keeps pictures ``3 H W`` of a case by name."""
-        return lambda name, image: measure.saved(image, self.path(case, name))
-
-    def path(self, case: str, name: str) -> Path:
-        """Where a picture lies."""
-        return self.folder / "pictures" / f"{case} - {name}.png".replace("/", " ")
+class Store(PictureFile):
+    """What was measured so far, with the pictures beside it."""
 
     def draft(self, lab: Lab, case: str, number: int, kind: str, style: str = "flat") -> Draft | None:
         """A draft, made once; None where no face is found in it."""

@@ -1,7 +1,7 @@
 """``python run.py prove``: what the miniature can show of the three papers, and ``docs/results.md`` of it.
 
-Each system's proof runs in a folder of its own and goes on where it was ended; then the page is written from all that
-is there.
+Each system's proof runs in a folder of its own and goes on where it was ended; then the page is written: the parts of
+the systems that were measured here, and those of the others as they stood.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import argparse
 import importlib
 import importlib.util
 import logging
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,7 +66,7 @@ def main(argv: Sequence[str]) -> int:
     """The command."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     parser = argparse.ArgumentParser(prog="run.py prove", description=__doc__)
-    parser.add_argument("--only", nargs="+", choices=tuple(SYSTEMS), help="of these only; the page holds what is there")
+    parser.add_argument("--only", nargs="+", choices=tuple(SYSTEMS), help="of these only; other parts stay as they are")
     parser.add_argument("--write-only", action="store_true", help="measure nothing, write the page of what is there")
     parser.add_argument("--out", type=Path, default=OUTPUT, help="folder of all results (output/prove)")
     parser.add_argument("--page", type=Path, default=PAGE, help="the page (docs/results.md)")
@@ -75,17 +76,30 @@ def main(argv: Sequence[str]) -> int:
         status = SYSTEMS[name].main([*SYSTEMS[name].arguments, "--out", str(args.out / name)])
         if status:
             return status
-    args.page.write_text(page(args.out, args.page.parent), encoding="utf-8")
+    before = args.page.read_text("utf-8") if args.page.is_file() else ""
+    args.page.write_text(page(args.out, args.page.parent, before), encoding="utf-8")
     log.info("written: %s", args.page)
     return 0
 
 
-def page(out: Path, docs: Path) -> str:
-    """The page of all proofs that are there."""
-    found = {name: system for name, system in SYSTEMS.items() if (out / name / "tables.md").is_file()}
-    missing = [system.title for name, system in SYSTEMS.items() if name not in found]
-    notes = [f"Not measured in this run: {', '.join(missing)}.\n"] if missing else []
-    return "\n".join([HEAD, *notes, *(part(out / name, system, docs) for name, system in found.items())])
+def page(out: Path, docs: Path, before: str = "") -> str:
+    """The page: the proofs that are there, and where one is not, its part of the page ``before``."""
+    known, parts, missing = parts_of(before), [], []
+    for name, system in SYSTEMS.items():
+        if (out / name / "tables.md").is_file():
+            parts.append(part(out / name, system, docs))
+        elif system.title in known:
+            parts.append(known[system.title])
+        else:
+            missing.append(system.title)
+    notes = [f"Not measured: {', '.join(missing)}.\n"] if missing else []
+    return "\n".join([HEAD, *notes, *parts])
+
+
+def parts_of(text: str) -> dict[str, str]:
+    """Title -> part of a page, its heading included."""
+    found = re.split(r"^(?=## )", text, flags=re.MULTILINE)[1:]
+    return {one.splitlines()[0].removeprefix("## "): one.rstrip("\n") + "\n" for one in found}
 
 
 def part(folder: Path, system: System, docs: Path) -> str:

@@ -18,7 +18,6 @@ from likeness.core.diir.geometry import cut
 from likeness.core.diir.paste import Patch, feathered, paste
 from likeness.core.diir.request import DiirRequest
 from likeness.core.magicface.request import MagicFaceRequest
-from likeness.drawing.sheets import to_picture
 from likeness.faces.find import find_faces
 from likeness.faces.geometry import intersection_over_union, tilt, turned_box
 from likeness.faces.interface import Face, embed_faces, largest_face
@@ -349,8 +348,3 @@ def tilt_section(lab: Lab, number: int, degrees: float, keep: Callable) -> Itera
 
 
 STYLE_NAMES: Sequence[str] = tuple(style for style in STYLES if style != "flat")
-
-
-def saved(image: Tensor, path: object) -> None:
-    """Write ``3 H W`` as a PNG."""
-    to_picture(image).save(path)

@@ -11,14 +11,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from lab.evaluation.drawn import prompt_accuracy
 from lab.evaluation.magicface import default_judge
-from lab.evaluation.metrics import Summary, face_colours, summarise
-from lab.evaluation.store import Records, whole_rows_of
+from lab.evaluation.magicid_rivals import inpaint, with_magicface
+from lab.evaluation.metrics import face_colours
+from lab.evaluation.store import Keep
 from lab.magicid_people import LANDMARKS, SKELETON, pose_picture
 from lab.people import Case, Person, pair_cases, reference_person, single_cases
 from likeness.core.magicid.encoder import FaceFeatures
@@ -27,7 +27,7 @@ from likeness.faces.geometry import crop_square, intersection_over_union
 from likeness.faces.interface import Face
 from likeness.faces.masks import head_ellipse
 from likeness.formats.magicid import MagicIdWeights
-from likeness.hosts.diffusers.magicid import MagicIdRequest, generate
+from likeness.hosts.diffusers.magicid import MagicIdRequest, denoiser, generate
 from likeness.hosts.diffusers.pipeline import Pipeline
 from likeness.miniature.faces import MiniatureDetector, MiniatureEmbedder
 from likeness.miniature.world.placed import sample_placed
@@ -60,7 +60,11 @@ GROUPS: dict[str, dict] = {
     "MGMICA, pose": {"places": ("unet",), "pose": SKELETON},
     "MGMICA in the ControlNet": {"places": ("control",), "pose": SKELETON},
     "MGMICA in both": {"pose": SKELETON},
+    "one at a time, inpainted": {"places": ("unet",), "inpaint": True},
+    "one at a time, inpainted, pose": {"places": ("unet",), "pose": SKELETON, "inpaint": True},
 }
+#: People who are told apart by their words, as MagicFace's references must be.
+PAIRS: dict[str, dict] = {**GROUPS, "MagicFace, the same regions": {"magicface": True}}
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,17 +99,41 @@ class Lab:
         """Pictures ``B 3 H W`` of a case by a variant."""
         side, how = self.pipeline.side, dict(how)
         truths = ground_truth(case.picture, side)
-        pose = how.pop("pose", None)
         regions = [head_ellipse(Face(t.box, 1.0), side, side) for t in truths]
+        if how.pop("magicface", False):
+            return with_magicface(self.pipeline, case, regions, seeds, self.steps, self.scale)
+        pose, one_at_a_time = how.pop("pose", None), how.pop("inpaint", False)
+        drawn = None if pose is None else pose_picture(truths, side, pose)
         if not how.pop("regions", len(truths) > 1):
             regions = [None] * len(truths)
-        who = how.pop("who", True)
-        people = [self.placed(p, r) for p, r in zip(case.people, regions, strict=True)] if who else []
-        drawn = None if pose is None else pose_picture(truths, side, pose)
+        people = []
+        if how.pop("who", True):
+            people = [self.placed(p, r) for p, r in zip(case.people, regions, strict=True)]
         request = MagicIdRequest(people, pose=drawn, **how)
+        if one_at_a_time:
+            return self.one_at_a_time(case, seeds, request)
         return generate(
             self.pipeline, self.weights, case.prompt, seeds, request, self.control, self.steps, self.scale
         )
+
+    @torch.no_grad()
+    def one_at_a_time(self, case: Case, seeds: Sequence[int], request: MagicIdRequest) -> Tensor:
+        """Vanilla's pictures with each region drawn again, from noise, with the one identity that belongs there.
+
+        From noise is this way's strongest form: what starts from the picture keeps too much of the stranger in it.
+        """
+        images = generate(
+            self.pipeline, self.weights, case.prompt, seeds, replace(request, people=()), self.control, self.steps,
+            self.scale,
+        )  # fmt: skip
+        noise = self.pipeline.noise(seeds)
+        for person in request.people:
+            scheduler, alone = self.pipeline.scheduler(self.steps), replace(request, people=[person])
+            with denoiser(
+                self.pipeline, self.weights, case.prompt, alone, scheduler, self.control, self.scale
+            ) as denoise:
+                images = inpaint(self.pipeline, images, noise, person.region, denoise, scheduler)
+        return images
 
 
 # --- one person -------------------------------------------------------------------------------------------------------
@@ -122,9 +150,10 @@ class Single:
     prompt: list[float]
 
 
-def measure_single(lab: Lab, case: Case, seeds: Sequence[int], how: Mapping, rivals: Tensor, number: int) -> Single:
-    """Draw and judge one case; ``rivals`` are the vectors ``P E`` of people, of whom this case's is ``number``."""
-    images, person = lab.draw(case, seeds, how), case.people[0]
+def measure_single(lab: Lab, case: Case, images: Tensor, rivals: Tensor) -> Single:
+    """Judge one case's pictures; ``rivals`` are the vectors ``P E`` of people, one of whom is this case's."""
+    person = case.people[0]
+    number = int((rivals @ lab.vector(person)).argmax())
     first, similar = [], []
     for faces, vectors in lab.judge.vectors(images):
         largest = max(range(len(faces)), key=lambda i: faces[i].area, default=None)
@@ -138,26 +167,6 @@ def measure_single(lab: Lab, case: Case, seeds: Sequence[int], how: Mapping, riv
 def rivals_of(lab: Lab, cases: Sequence[Case]) -> Tensor:
     """Vectors of the cases' people."""
     return torch.stack([lab.vector(case.people[0]) for case in cases])
-
-
-def single_table(cases: Mapping[str, Records], rivals: int) -> str:
-    """Case -> variant -> record, as a table."""
-    lines = [f"| identity through | similarity (95% interval) | rank 1 of {rivals} | colour distance "
-             "| prompt (95% interval) |", "|---|---|---|---|---|"]  # fmt: skip
-    for name in variants_of(cases):
-        similar, first, colour, prompt = (over(cases, name, p) for p in ("similarity", "first", "colour", "prompt"))
-        lines.append(f"| {name} | {similar} | {first.mean:.2f} | {colour} | {prompt} |")
-    return "\n".join(lines)
-
-
-def variants_of(cases: Mapping[str, Records]) -> list[str]:
-    """Names of the variants that were measured, in their order."""
-    return list(dict.fromkeys(name for case in cases.values() for name in case))
-
-
-def over(cases: Mapping[str, Records], variant: str, part: str) -> Summary:
-    """Mean over cases with its interval."""
-    return summarise({i: case[variant][part] for i, case in enumerate(cases.values()) if variant in case})
 
 
 # --- where people are -------------------------------------------------------------------------------------------------
@@ -181,9 +190,8 @@ class Group:
     prompt: list[float]
 
 
-def measure_group(lab: Lab, case: Case, seeds: Sequence[int], how: Mapping) -> Group:
-    """Draw and judge one case."""
-    images = lab.draw(case, seeds, how)
+def measure_group(lab: Lab, case: Case, images: Tensor) -> Group:
+    """Judge one case's pictures."""
     boxes = [truth.box for truth in ground_truth(case.picture, lab.pipeline.side)]
     known = torch.stack([lab.vector(person) for person in case.people])
     seen = Group([], [], [], [], prompt_accuracy(images, [case.picture] * len(images)))
@@ -203,23 +211,6 @@ def measure_group(lab: Lab, case: Case, seeds: Sequence[int], how: Mapping) -> G
     return seen
 
 
-def group_table(cases: Mapping[str, Records]) -> str:
-    """Case -> variant -> record, as a table; ``FaceSim`` counts a person whose place is empty as 0 (the paper's)."""
-    lines = ["| variant | placed | own | other | wrong among placed | FaceSim | prompt |", "|---|" + "---|" * 6]
-    for name in variants_of(cases):
-        placed, own, other, wrong = (all_of(cases, name, part) for part in ("placed", "own", "other", "wrong"))
-        means = [f"{np.mean(part):.2f}" if part else "-" for part in (own, other)]
-        lines.append(f"| {name} | {np.mean(placed):.0%} of {len(placed)} | {means[0]} | {means[1]} "
-                     f"| {sum(wrong):.0f} of {len(wrong)} | {sum(own) / len(placed):.2f} "
-                     f"| {over(cases, name, 'prompt')} |")  # fmt: skip
-    return "\n".join(lines)
-
-
-def all_of(cases: Mapping[str, Records], variant: str, part: str) -> list[float]:
-    """Values of all cases."""
-    return [value for case in cases.values() if variant in case for value in case[variant][part]]
-
-
 def placed_cases(count: int, side: int, people: int, seed: int = 3000) -> list[Case]:
     """Held-out people anywhere in the picture, left to right; eyes open and nothing before them."""
     cases = []
@@ -232,44 +223,59 @@ def placed_cases(count: int, side: int, people: int, seed: int = 3000) -> list[C
     return cases
 
 
-#: section -> title of its table, its variants, and what makes so many cases
-SECTIONS: dict[str, tuple[str, dict[str, dict], Callable[[int, int], list[Case]]]] = {
-    "single": ("One person", SINGLE, single_cases),
-    "centred": ("Pose, where the model draws people by itself", POSES, single_cases),
-    "off centre": ("Pose, off the centre", POSES, lambda count, side: placed_cases(count, side, 1)),
-    "two": ("Two people side by side", GROUPS, pair_cases),
-    "two anywhere": ("Two people anywhere", GROUPS, lambda count, side: placed_cases(count, side, 2)),
-    "three": ("Three people anywhere", GROUPS, lambda count, side: placed_cases(count, side, 3)),
+@dataclass(frozen=True)
+class Section:
+    """One table of the proof.
+
+    Attributes:
+        title: above the table. variants: name -> how. cases: makes so many for pictures of a side.
+        pictures: of each case.
+    """
+
+    title: str
+    variants: Mapping[str, Mapping]
+    cases: Callable[[int, int], list[Case]]
+    pictures: int = 2
+
+
+SECTIONS: dict[str, Section] = {
+    "single": Section("One person", SINGLE, single_cases),
+    "centred": Section("Pose, where the model draws people by itself", POSES, single_cases),
+    "off centre": Section("Pose, off the centre", POSES, lambda count, side: placed_cases(count, side, 1)),
+    "two": Section("Two people side by side", PAIRS, pair_cases),
+    "two anywhere": Section("Two people anywhere", GROUPS, lambda count, side: placed_cases(count, side, 2), 1),
+    "three": Section("Three people anywhere", GROUPS, lambda count, side: placed_cases(count, side, 3), 1),
 }
 
 
-def work(lab: Lab, people: int, seeds: Sequence[int], names: Sequence[str]) -> Iterator[tuple[str, Work]]:
-    """Key and computation of every record; case by case, so that an early end leaves whole rows."""
+def work(
+    lab: Lab, people: int, pictures: int | None, names: Sequence[str], keep: Callable[[str], Keep]
+) -> Iterator[tuple[str, Work]]:
+    """Key and computation of every record; case by case, so that an early end leaves whole rows.
+
+    Args:
+        people: cases of each section. pictures: of each case; None is as many as the section says.
+        keep: of a case, keeps its reference pictures and each variant's first picture.
+    """
     for name in names:
-        _, variants, make = SECTIONS[name]
-        cases = make(people, lab.pipeline.side)
-        rivals = rivals_of(lab, cases) if name == "single" else None
+        section = SECTIONS[name]
+        cases = section.cases(people, lab.pipeline.side)
+        judge: Callable[..., Single | Group] = measure_group
+        if name == "single":
+            judge = partial(measure_single, rivals=rivals_of(lab, cases))
+        seeds = range(1, (pictures or section.pictures) + 1)
         for number, case in enumerate(cases):
-            for variant, how in variants.items():
-                yield f"{name}/{number}/{variant}", partial(_measure, lab, case, seeds, how, rivals, number)
+            kept = keep(f"{name} {number}")
+            for variant, how in section.variants.items():
+                yield f"{name}/{number}/{variant}", partial(_record, lab, case, seeds, variant, how, judge, kept)
 
 
-def _measure(
-    lab: Lab, case: Case, seeds: Sequence[int], how: Mapping, rivals: Tensor | None, number: int
-) -> dict[str, list[float]]:
-    if rivals is not None:
-        return asdict(measure_single(lab, case, seeds, how, rivals, number))
-    return asdict(measure_group(lab, case, seeds, how))
-
-
-def report(records: Records, steps: int) -> str:
-    """Every table that was measured, with ``steps`` of DDIM."""
-    parts = []
-    for name, (title, _, _) in SECTIONS.items():
-        cases = whole_rows_of(records, name)
-        if cases:
-            table = single_table(cases, len(cases)) if name == "single" else group_table(cases)
-            pictures = max(len(record["prompt"]) for case in cases.values() for record in case.values())
-            told = f"{len(cases)} held-out cases, {pictures} picture{'s' * (pictures > 1)} each, {steps} DDIM steps."
-            parts.append(f"### {title}\n\n{told}\n\n{table}")
-    return "\n\n".join(parts)
+def _record(
+    lab: Lab, case: Case, seeds: Sequence[int], variant: str, how: Mapping, judge: Callable[..., Single | Group],
+    keep: Keep,
+) -> dict[str, list[float]]:  # fmt: skip
+    images = lab.draw(case, seeds, how)
+    for i, person in enumerate(case.people):
+        keep(f"person {i + 1}", person.image)
+    keep(variant, images[0])
+    return asdict(judge(lab, case, images))

@@ -6,8 +6,14 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+from torch import Tensor
+
+from likeness.drawing.sheets import to_picture
+
 Records = dict[str, dict]
 """``"section/case/variant" -> record``"""
+Keep = Callable[[str, Tensor], None]
+"""Told a picture's name and the picture, ``3 H W`` in [0, 1]"""
 
 
 class RecordFile:
@@ -33,6 +39,26 @@ class RecordFile:
             with self.file.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({key: self.records[key]}) + "\n")
         return self.records[key]
+
+
+class PictureFile(RecordFile):
+    """Records with the pictures beside them.
+
+    Args:
+        folder: made where it is not there.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        (folder / "pictures").mkdir(exist_ok=True)
+
+    def keep(self, case: str) -> Keep:
+        """Keeps pictures ``3 H W`` of a case by name."""
+        return lambda name, image: to_picture(image).save(self.path(case, name))
+
+    def path(self, case: str, name: str) -> Path:
+        """Where a picture lies."""
+        return self.folder / "pictures" / f"{case} - {name}.png".replace("/", " ")
 
 
 def _read(line: str) -> Records:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,13 @@ from PIL import Image
 from support.magicid_tiny import tiny_model
 
 from lab import magicid
-from lab.evaluation.magicid import PLACED, SECTIONS, group_table, placed_cases, report, single_table
+from lab.evaluation import magicid_repair
+from lab.evaluation.magicid import PAIRS, PLACED, SECTIONS, Lab, placed_cases
+from lab.evaluation.magicid_directions import directions
+from lab.evaluation.magicid_rivals import inpaint
+from lab.evaluation.magicid_sheet import PEOPLE, WAYS, sheet_of
+from lab.evaluation.magicid_tables import bars, group_table, report, single_table
+from lab.evaluation.store import PictureFile
 from lab.idzoom.sample import landmarks_of
 from lab.magicid_people import MODES, Painter, Size, cached
 from lab.magicid_shards import Reader, members_of
@@ -225,12 +232,74 @@ def test_tensorboard_is_written_or_its_package_named(tmp_path, monkeypatch, capl
     assert gap.step == 2 and gap.value == pytest.approx(next(row["gap"] for row in rows if "gap" in row), rel=1e-3)
 
 
+SINGLE = {"similarity": [0.5, 0.3], "first": [1.0, 0.0], "colour": [0.1, 0.1], "prompt": [1.0, 0.8]}
+GROUP = {"placed": [1.0, 1.0, 0.0, 0.0], "own": [0.4, 0.2], "other": [0.0, 0.3], "wrong": [0.0, 1.0],
+         "prompt": [1.0, 1.0]}  # fmt: skip
+
+
 def test_tables_of_what_was_measured():
-    single = {"similarity": [0.5, 0.3], "first": [1.0, 0.0], "colour": [0.1, 0.1], "prompt": [1.0, 0.8]}
-    group = {"placed": [1.0, 1.0, 0.0, 0.0], "own": [0.4, 0.2], "other": [0.0, 0.3], "wrong": [0.0, 1.0],
-             "prompt": [1.0, 1.0]}  # fmt: skip
-    records = {"single/0/UNet": single, "two/0/MGMICA": group}
-    assert "| UNet | 0.40" in single_table({"0": {"UNet": single}}, 12)
-    assert "| MGMICA | 50% of 4 | 0.30 | 0.15 | 1 of 2 | 0.15 |" in group_table({"0": {"MGMICA": group}})
+    records = {"single/0/UNet": SINGLE, "single/0/vanilla": {**SINGLE, "prompt": [1.0, 0.9]}, "two/0/MGMICA": GROUP}
+    assert "| UNet | 0.40" in single_table({"0": {"UNet": SINGLE}}, 12)
+    assert "| MGMICA | 50% of 4 | 0.30 | 0.15 | 1 of 2 | 0.15 |" in group_table({"0": {"MGMICA": GROUP}})
     text = report(records, 20)
-    assert SECTIONS["single"][0] in text and SECTIONS["two"][0] in text and PLACED == 0.5
+    assert SECTIONS["single"].title in text and SECTIONS["two"].title in text and PLACED == 0.5
+    assert "| prompt lost by it | 0.05 | at most 0.03 | **no** |" in text
+    assert [bar.held for bar in bars(records)] == [False, False, False, False, False, False, False]
+    assert [bar.name for bar in bars({"gap/held out/control": {"gap": 0.08}}) if bar.held] == [
+        "goal: paired gap of the ControlNet, share of its loss"
+    ]
+
+
+def repaired(similarity: float) -> dict:
+    return {"similarity": similarity, "found": True, "identical outside": True, "seam": 1.0}
+
+
+def test_repairs_with_an_identity_are_compared_draft_by_draft():
+    gains = {magicid_repair.BEFORE: 0.0, magicid_repair.NOBODY: 0.1, magicid_repair.IDENTITY: 0.5,
+             magicid_repair.REFERENCES: 0.4}  # fmt: skip
+    records = {f"DIIR/{i}/{name}": repaired(0.1 * i + gain) for i in range(3) for name, gain in gains.items()}
+    records |= {f"DIIR/3/{name}": {} for name in gains}  # no face in the draft
+    text = report(records, 15)
+    assert "3 full-body drafts" in text
+    assert "| IDENTITY | 0.60 (0.50 to 0.70) | +0.50 (+0.50 to +0.50) | 100% | 100% | 1.00 |" in text
+    assert "- IDENTITY over no identity, paired: +0.40 (+0.40 to +0.40)" in text
+    seen = [one.measured for one in directions(records)]
+    assert seen[0] == "similarity, IDENTITY less before: +0.50 (+0.50 to +0.50), n = 3"
+
+
+def test_inpainting_keeps_what_is_outside_and_draws_what_is_inside():
+    pipeline, images = miniature(), torch.rand(1, 3, 128, 128, generator=torch.Generator().manual_seed(0))
+    region = torch.zeros(128, 128)
+    region[32:96, 32:96] = 1
+    seen = []
+
+    def denoise(x: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        seen.append(x)
+        return x
+
+    noise = pipeline.noise([1])
+    for start in (0, 2):
+        seen.clear()
+        drawn = inpaint(pipeline, images, noise, region, denoise, pipeline.scheduler(4), start)
+        assert len(seen) == 4 - start
+        assert torch.equal(drawn[..., region == 0], images[..., region == 0])
+        assert float((drawn - images)[..., region == 1].abs().mean()) > 0.05
+        known, scheduler = pipeline.encode(images), pipeline.scheduler(4)
+        for x, timestep in zip(seen, scheduler.timesteps[start:], strict=True):
+            outside = scheduler.add_noise(known, noise, timestep[None])
+            assert torch.allclose(x[..., :3, :], outside[..., :3, :])
+
+
+def test_each_way_of_two_people_draws_and_is_shown(tmp_path):
+    """Two steps of the trained weights: each way makes another picture of the same pair."""
+    pipeline, weights = miniature(), magicid.load_magicid(weights_file("magicid"))
+    lab, store = Lab(pipeline, weights, None, steps=2), PictureFile(tmp_path)
+    section = {"two": replace(SECTIONS["two"], variants={way: PAIRS[way] for way in WAYS})}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(magicid.measure, "SECTIONS", section)
+        for key, compute in magicid.measure.work(lab, 1, 1, ["two"], store.keep):
+            store.record(key, compute)
+    assert all(len(record["placed"]) == 2 for record in store.records.values())
+    drawn = [np.asarray(Image.open(store.path("two 0", name))) for name in (*PEOPLE, *WAYS)]
+    assert all((a != b).any() for i, a in enumerate(drawn) for b in drawn[i + 1 :])
+    assert sheet_of(store) is not None and sheet_of(PictureFile(tmp_path / "none")) is None

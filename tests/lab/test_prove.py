@@ -8,7 +8,7 @@ from lab.evaluation import magicface_proof, magicid_directions
 from lab.evaluation.directions import NOT_SEEN, OPPOSITE, SEEN, Direction, direction, load, save, unshown
 from lab.evaluation.magicface import GROUP_VARIANTS, VARIANTS
 from lab.evaluation.store import RecordFile, paired, rows_of, whole_rows_of
-from lab.prove import main, page
+from lab.prove import main, page, parts_of
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,26 @@ def test_the_page_holds_what_is_there_and_names_what_is_not(tmp_path):
     assert text == page(tmp_path / "out", tmp_path)
     assert "| Fig. 6 | it says | 0.5 | seen |\n| Table 4 | so | - | cannot be shown here, because of that |" in text
     assert "![DIIR face repair](diir.jpg)" in text and "### A table" in text
-    assert "Not measured in this run: MagicFace, PersonaMagic, MagicID." in text
+    assert "Not measured: MagicFace, PersonaMagic, MagicID." in text
+
+
+def test_what_is_not_measured_again_stays_on_the_page_as_it_stood(tmp_path):
+    def measured(name: str, table: str) -> None:
+        folder = tmp_path / name / "magicid"
+        folder.mkdir(parents=True)
+        (folder / "tables.md").write_text(f"### A table\n\n{table}\n")
+
+    measured("old", "| 1 |")
+    measured("new", "| 2 |")
+    (tmp_path / "old" / "diir").mkdir()
+    (tmp_path / "old" / "diir" / "tables.md").write_text("### Faces\n\n| 3 |\n\nThe end.\n")
+    file = tmp_path / "results.md"
+    for folder in ("old", "new"):
+        assert main(["--write-only", "--out", str(tmp_path / folder), "--page", str(file)]) == 0
+        if folder == "old":
+            old = file.read_text()
+    assert "| 1 |" in old and file.read_text() == old.replace("| 1 |", "| 2 |")
+    assert parts_of(old)["DIIR face repair"] == "## DIIR face repair\n\n### Faces\n\n| 3 |\n\nThe end.\n"
 
 
 def test_magicid_directions_count_an_empty_place_as_nothing():
