@@ -23,8 +23,8 @@ import torch
 from accelerate import Accelerator
 from tqdm import tqdm
 
+from lab.evaluation import clone_faces, magicid_repair
 from lab.evaluation import magicid as measure
-from lab.evaluation import magicid_repair
 from lab.evaluation.directions import save
 from lab.evaluation.magicid_directions import directions
 from lab.evaluation.magicid_sheet import sheet_of
@@ -284,22 +284,16 @@ def prove(argv: Sequence[str]) -> int:
     parser.add_argument("--seeds", type=int, help="pictures of each case (default: 2, anywhere in the picture 1)")
     parser.add_argument("--steps", type=int, default=15, help="DDIM steps (default 15; DIIR 30)")
     parser.add_argument("--tables", default=",".join(TABLES), help="names, commas between (all)")
+    parser.add_argument("--clone-faces", type=Path, nargs=2, metavar=("WITH", "WITHOUT"),
+                        help="instead: two files of train, with clone pictures and without")  # fmt: skip
     parser.add_argument("--out", type=Path, default=OUTPUT / "prove", help="folder of records, pictures and tables")
     options = parser.parse_args(argv)
     names = [name.strip() for name in options.tables.split(",")]
     if not set(names) <= set(TABLES):
         parser.error(f"--tables: got {options.tables}; expected some of {', '.join(TABLES)}")
-    weights = load_magicid(options.weights or weights_file("magicid"))
     pipeline, store = miniature(), PictureFile(options.out)
-    control = load_control(pipeline.unet, weights) if weights.control else None
-    lab = measure.Lab(pipeline, weights, control, options.steps)
-    drawn = [name for name in names if name in measure.SECTIONS]
-    work = list(measure.work(lab, options.people, options.seeds, drawn, store.keep))
-    if magicid_repair.SECTION in names:
-        work += magicid_repair.Repairs(pipeline, weights, lab.placed).work(2 * options.people)
-    if GAP in names:
-        work += gaps(pipeline, weights, control, options.out / "held_out.pt")
-    for key, compute in tqdm(work, desc="cases", unit="case"):
+    work = clone_work(pipeline, options) if options.clone_faces else tables_work(pipeline, options, names, store)
+    for key, compute in tqdm(list(work), desc="cases", unit="case"):
         store.record(key, compute)
     text = report(store.records, options.steps)
     (options.out / "tables.md").write_text(text + "\n", encoding="utf-8")
@@ -311,9 +305,37 @@ def prove(argv: Sequence[str]) -> int:
     return 0
 
 
-def gaps(
-    pipeline: Pipeline, weights: MagicIdWeights, control: Any, file: Path
-) -> Iterator[tuple[str, Callable[[], dict]]]:
+Work = Iterator[tuple[str, Callable[[], dict]]]
+"""Key and computation of every record."""
+
+
+def tables_work(pipeline: Pipeline, options: argparse.Namespace, names: Sequence[str], store: PictureFile) -> Work:
+    """Of the tables with these names."""
+    weights = load_magicid(options.weights or weights_file("magicid"))
+    control = load_control(pipeline.unet, weights) if weights.control else None
+    lab = measure.Lab(pipeline, weights, control, options.steps)
+    drawn = [name for name in names if name in measure.SECTIONS]
+    yield from measure.work(lab, options.people, options.seeds, drawn, store.keep)
+    if magicid_repair.SECTION in names:
+        yield from magicid_repair.Repairs(pipeline, weights, lab.placed).work(2 * options.people)
+    if GAP in names:
+        yield from gaps(pipeline, weights, control, options.out / "held_out.pt")
+
+
+def clone_work(pipeline: Pipeline, options: argparse.Namespace) -> Work:
+    """Of two trainings' ControlNets, with clone pictures and without."""
+    labs = {}
+    for name, file in zip((clone_faces.WITH, clone_faces.WITHOUT), options.clone_faces, strict=True):
+        weights = load_magicid(file)
+        if CONTROL not in weights.attention:
+            raise bad_input("magicid prove: --clone-faces", f"{file.name} without a ControlNet", "one that learnt it",
+                            "Train with --places control.")  # fmt: skip
+        labs[name] = measure.Lab(pipeline, weights, load_control(pipeline.unet, weights), options.steps)
+    held_out = cached(pipeline, HELD_OUT, HELD_OUT_SEED, options.out / "held_out.pt", held_out=True)
+    yield from clone_faces.work(labs, held_out, options.people, range(1, (options.seeds or 2) + 1))
+
+
+def gaps(pipeline: Pipeline, weights: MagicIdWeights, control: Any, file: Path) -> Work:
     """Key and computation of each place's paired gap, in the phase of the recipe that trains it last."""
 
     def measured(phase: Phase) -> dict:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from lab.evaluation import clone_faces
 from lab.evaluation.directions import Direction, direction, unshown
 from lab.evaluation.magicid_repair import BEFORE, IDENTITY, NOBODY, SECTION, with_faces
 from lab.evaluation.store import Records, whole_rows_of
@@ -60,6 +61,8 @@ def directions(records: Records) -> list[Direction]:
         *found,
         unshown("Table 1", "above IP-Adapter, InstantID, PhotoMaker and PuLID",
                 "they are trained for Stable Diffusion"),
-        unshown("Fig. 5", "Clone Face Tuning makes one identity light up several faces",
-                "one training was paid for, with it; there is none without to hold it against"),
+        *(clone_faces.directions(records) or [unshown(
+            "Fig. 5", "with Clone Face Tuning one identity lights up several faces",
+            "no training without it was measured (`run.py magicid prove --clone-faces`)",
+        )]),
     ]  # fmt: skip

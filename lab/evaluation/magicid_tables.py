@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from lab.evaluation import magicid_repair
+from lab.evaluation import clone_faces, magicid_repair
 from lab.evaluation.diir_tables import Bar
 from lab.evaluation.magicid import SECTIONS
 from lab.evaluation.metrics import Summary, summarise
@@ -76,6 +76,9 @@ def report(records: Records, steps: int) -> str:
     if gaps:
         parts.append(f"### What another's identity costs\n\nIn the loss on held-out pictures, as a share of it; same "
                      f"noise; another's pose beside it.\n\n{gap_table(gaps)}")  # fmt: skip
+    cloned = clone_faces.report(records, steps)
+    if cloned:
+        parts.append(cloned)
     bound = [str(bar) for bar in bars(records)]
     if bound:
         parts.append("\n".join(["### Bars and goals", "", "| | measured | bar | held |", "|---|---|---|---|", *bound]))
