@@ -11,6 +11,7 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,10 +39,15 @@ class Run:
 
 
 class Server:
-    """Starts ComfyUI in an empty base directory that holds the pack under another folder name; stops it at the end."""
+    """Starts ComfyUI in an empty base directory that holds the pack under another folder name; stops it at the end.
 
-    def __init__(self, host: Host, base: Path, pack: Path = ROOT):
-        self.host, self.base, self.pack, self.log_file = host, base, pack, base / "server.log"
+    Args:
+        flags: of ComfyUI's command line, beside ``--cpu``.
+    """
+
+    def __init__(self, host: Host, base: Path, pack: Path = ROOT, flags: Sequence[str] = ()):
+        self.host, self.base, self.pack, self.flags = host, base, pack, flags
+        self.log_file = base / "server.log"
         self.port = _free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self._process: subprocess.Popen[bytes] | None = None
@@ -52,6 +58,7 @@ class Server:
         (self.base / "custom_nodes" / PACK_FOLDER).symlink_to(self.pack, target_is_directory=True)
         command = [self.host.python, "main.py", "--cpu", "--listen", "127.0.0.1", "--port", str(self.port)]
         command += ["--base-directory", str(self.base), "--database-url", "sqlite:///:memory:", "--disable-api-nodes"]
+        command += self.flags
         environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "PYTHONUNBUFFERED": "1"}
         with self.log_file.open("wb") as log:
             self._process = subprocess.Popen(
