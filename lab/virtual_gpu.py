@@ -21,7 +21,10 @@ Limits:
       True, so that code that asks for this takes the CUDA path.
     - Values are those of the CPU's kernels; nothing is known of time, streams, or the device's memory.
     - Operations that change a tensor's shape in place (``resize_``, ``unsqueeze_``) are not followed.
-    - There are no gradients: the autograd engine wants a device of its own kind.
+    - A backward pass is counted as the rest is, by ``Tensor.backward``; devices mixed in it raise when it is over. Any
+      other error that an operation raises in it ends the process: PyTorch's device guard does not survive it.
+    - Optimisers take their loop over parameters where on CUDA they start one kernel for many.
+    - Autocast knows the operations of :data:`_AUTOCAST` and keeps no copies of weights.
 """
 
 from __future__ import annotations
@@ -31,16 +34,18 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch.autograd.graph import _engine_run_backward
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.backend_registration import _DummyBackendModule, _setup_privateuseone_for_python_backend
-from torch.utils.flop_counter import flop_registry, sdpa_flop_count
+from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
 
 class _Backend(_DummyBackendModule):
@@ -70,6 +75,13 @@ _NO_KERNEL = {
     "is_nonzero",
 }  # fmt: skip
 _sdpa = F.scaled_dot_product_attention
+#: What CUDA's autocast brings to the lower type (True) and to float32 (False), as far as it is met here.
+_AUTOCAST = {
+    **dict.fromkeys(("linear", "matmul", "mm", "bmm", "addmm", "baddbmm", "conv2d", "prelu"), True),
+    **dict.fromkeys(("layer_norm", "group_norm", "softmax.int", "mse_loss", "cosine_similarity", "exp"), False),
+    **dict.fromkeys(("rsqrt", "pow.Tensor_Scalar", "linalg_vector_norm", "norm.ScalarOpt_dim"), False),
+    **dict.fromkeys(("sum", "sum.dim_IntList"), False),
+}
 
 
 # --- what is counted --------------------------------------------------------------------------------------------------
@@ -116,6 +128,7 @@ class Log:
     attention: list[Attention] = field(default_factory=list)
     flops: int = 0
     _paused: bool = False
+    _refused: RuntimeError | None = None
 
     @property
     def launches(self) -> int:
@@ -161,11 +174,25 @@ class Log:
     def attend(self, q: Any, k: Any, v: Any, mask: Any = None) -> list[tuple[int, ...]]:
         """Count an attention call; returns the shapes of q, k and v."""
         if not all(isinstance(x, VirtualTensor) for x in (q, k, v, mask) if x is not None):
-            raise _mixed("attention", "a CPU tensor")
+            self.refuse("attention", "a CPU tensor")
         shapes = [tuple(x.shape) for x in (q, k, v)]
         if not self._paused:
             self.attention.append(Attention(*shapes, mask is not None, q.dtype))
         return shapes
+
+    def refuse(self, func: Any, what: str) -> None:
+        """Raise for mixed devices. Inside of a backward pass the error waits for its end: there it would be fatal."""
+        place = next(iter(_callers()), "?")
+        error = RuntimeError(f"{func}: {what} meets the virtual device, at {place}")
+        if torch._C._current_graph_task_id() < 0:
+            raise error
+        self._refused = self._refused or error
+
+    def raise_refused(self) -> None:
+        """Raise what a backward pass refused."""
+        error, self._refused = self._refused, None
+        if error is not None:
+            raise error
 
     def note(self, kind: str, operation: Any, blocking: bool = True) -> None:
         """Count an event."""
@@ -317,26 +344,21 @@ def _check_devices(func: Any, args: tuple, leaves: list[Any], log: Log) -> None:
         return _check_index(func, args, log)
     for x in leaves:
         if isinstance(x, torch.Tensor) and not isinstance(x, VirtualTensor) and x.dim() > 0:
-            raise _mixed(func, f"a CPU tensor of shape {tuple(x.shape)}")
+            log.refuse(func, f"a CPU tensor of shape {tuple(x.shape)}")
 
 
 def _check_index(func: Any, args: tuple, log: Log) -> None:
     target, indices, values = args[0], [i for i in args[1] if i is not None], args[2:3]
     if not isinstance(target, VirtualTensor):
-        raise _mixed(func, "an index on the device into a CPU tensor")
+        log.refuse(func, "an index on the device into a CPU tensor")
     if any(isinstance(v, torch.Tensor) and not isinstance(v, VirtualTensor) and v.dim() > 0 for v in values):
-        raise _mixed(func, "values on the CPU")
+        log.refuse(func, "values on the CPU")
     filled = len(indices) == 1 and values and values[0].numel() == 1  # a mask that takes one value needs no indices
     for index in indices:
         if not isinstance(index, VirtualTensor):
             log.note("upload", func)
         if index.dtype in (torch.bool, torch.uint8) and not filled:
             log.note("read", func)
-
-
-def _mixed(func: Any, what: str) -> RuntimeError:
-    place = next(iter(_callers()), "?")
-    return RuntimeError(f"{func}: {what} meets the virtual device, at {place}")
 
 
 class _Dispatch(TorchDispatchMode):
@@ -360,6 +382,8 @@ class _Functions(TorchFunctionMode):
         ours = isinstance(first, VirtualTensor)
         if func is _sdpa and ours:
             return self._attend(*args, **kwargs)
+        if func is torch.Tensor.backward and ours:
+            return self._backward(*args, **kwargs)
         if func in (torch.Tensor.__getitem__, torch.Tensor.__setitem__) and ours:
             return func(first, self._index(args[1], func), *args[2:])
         if func is torch.Tensor.tolist and ours:
@@ -389,9 +413,70 @@ class _Functions(TorchFunctionMode):
             return int(index) if index.dim() == 0 else index
         return self._upload(index, func) if index.dim() > 0 else int(index)
 
+    def _backward(
+        self, loss: Any, gradient: Any = None, retain_graph: Any = None, create_graph: bool = False, inputs: Any = None
+    ) -> None:
+        """:meth:`torch.Tensor.backward` with this mode open for the engine; while it handles a call it is closed."""
+        gradient = torch.ones_like(loss) if gradient is None else gradient
+        keep = create_graph if retain_graph is None else retain_graph
+        with self:
+            _engine_run_backward((loss,), (gradient,), keep, create_graph, tuple(inputs or ()), True, True)
+        self.log.raise_refused()
+
     def _attend(self, q: Any, k: Any, v: Any, attn_mask: Any = None, *args: Any, **kwargs: Any) -> torch.Tensor:
-        self.log.launch("attention", sdpa_flop_count(*self.log.attend(q, k, v, attn_mask)))
-        return VirtualTensor(_sdpa(*(on_cpu(x) for x in (q, k, v, attn_mask)), *args, **kwargs))
+        if torch.is_autocast_enabled(DEVICE.type):
+            q, k, v = (x.to(torch.get_autocast_dtype(DEVICE.type)) for x in (q, k, v))
+        shapes = self.log.attend(q, k, v, attn_mask)
+        self.log.launch("attention", sdpa_flop_count(*shapes))
+        return _Attention.apply(self.log, partial(_sdpa, **kwargs), args, q, k, v, attn_mask)
+
+
+class _Attention(torch.autograd.Function):
+    """The attention kernel, one launch in either direction."""
+
+    @staticmethod
+    def forward(ctx: Any, log: Log, kernel: Any, more: tuple, *given: Any) -> torch.Tensor:
+        ctx.log, ctx.kernel, ctx.more = log, kernel, more
+        ctx.save_for_backward(*given)
+        return VirtualTensor(kernel(*map(on_cpu, given), *more))
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple:
+        given = [x if x is None else on_cpu(x).detach() for x in ctx.saved_tensors]
+        wanted = ctx.needs_input_grad[3:]
+        learnt = [x.requires_grad_() for x, asked in zip(given, wanted, strict=True) if asked]
+        with torch.enable_grad():
+            out = ctx.kernel(*given, *ctx.more)
+        shapes = [tuple(x.shape) for x in given[:3]]
+        ctx.log.launch("attention backward", sdpa_backward_flop_count(tuple(out.shape), *shapes))
+        found = iter(torch.autograd.grad(out, learnt, on_cpu(gradient)))
+        return (None, None, None, *(VirtualTensor(next(found)) if asked else None for asked in wanted))
+
+
+def _autocast(name: str, lower: bool) -> Any:
+    """An operation's kernel under autocast."""
+    packet, _, overload = name.partition(".")
+    operation = getattr(getattr(aten, packet), overload or "default")
+    keys = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastPrivateUse1)
+
+    def kernel(*args: Any, **kwargs: Any) -> Any:
+        dtype = torch.get_autocast_dtype(DEVICE.type) if lower else torch.float32
+
+        def cast(x: Any) -> Any:
+            narrow = isinstance(x, torch.Tensor) and x.is_floating_point() and x.dtype != torch.float64
+            return x.to(dtype) if narrow and not x.is_cpu else x
+
+        with torch._C._ExcludeDispatchKeyGuard(keys):
+            return operation(*tree_map(cast, args), **tree_map(cast, kwargs))
+
+    return kernel
+
+
+_rest = torch.library.Library("_", "IMPL", "AutocastPrivateUse1")
+_rest.fallback(torch.library.fallthrough_kernel)
+_kernels = torch.library.Library("aten", "IMPL", "AutocastPrivateUse1")
+for _name, _lower in _AUTOCAST.items():
+    _kernels.impl(_name, _autocast(_name, _lower))
 
 
 @contextlib.contextmanager

@@ -28,7 +28,7 @@ from lab.people import Person, draw_person
 from lab.persona_defaults import miniature_request, persona_miniature
 from likeness.core.persona.persona import Persona
 from likeness.core.persona.stages import IouCurve, stages_from_iou
-from likeness.core.persona.tandem import TandemConfig, causal_attention, tandem_shares
+from likeness.core.persona.tandem import TandemConfig, causal_attention, marked, tandem_shares
 from likeness.core.persona.text import Layout, lay_out, splice
 from likeness.drawing.sheets import grid
 from likeness.hosts.diffusers.persona import image_width, prepare_photo
@@ -153,7 +153,8 @@ def _shares(pipeline: Pipeline, persona: Persona, layout: Layout, times: Tensor)
     words = persona.speaker(times.to(pipeline.device), slots).words
     embeddings = pipeline.text.embed(layout.ids.expand(len(times), -1).to(pipeline.device))
     attention = causal_attention(*pipeline.text.last_queries_keys(splice(embeddings, slots, words)))
-    return [float(tandem_shares(one, slots, layout.words, TandemConfig())[0]) for one in attention]
+    marks = (marked([part] * len(times), attention.shape[-1]).to(attention.device) for part in (slots, layout.words))
+    return tandem_shares(attention, *marks, TandemConfig())[0].tolist()
 
 
 class Proof:

@@ -198,7 +198,7 @@ def crop_square(images: Tensor, boxes: Tensor, size: int, margin: float = 0.25, 
         ``B 3 size size``; what lies outside the picture repeats its border.
     """
     height, width = images.shape[-2:]
-    boxes = boxes.to(images)
+    boxes = boxes.to(images, non_blocking=True)
     middle = (boxes[:, :2] + boxes[:, 2:]) / 2  # B 2
     side = (boxes[:, 2:] - boxes[:, :2]).amax(dim=1) * (1 + 2 * margin)  # B
     ramp = (torch.arange(size, device=images.device, dtype=images.dtype) + 0.5) / size - 0.5
@@ -206,7 +206,7 @@ def crop_square(images: Tensor, boxes: Tensor, size: int, margin: float = 0.25, 
     cosine, sine = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
     offset = torch.stack([across * cosine - down * sine, across * sine + down * cosine], dim=-1)  # S S 2
     points = middle[:, None, None] + offset * side[:, None, None, None]  # B S S 2
-    grid = points / torch.tensor([width, height]).to(points) * 2 - 1
+    grid = points / torch.tensor([width, height]).to(points, non_blocking=True) * 2 - 1
     return torch.nn.functional.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
 
 

@@ -116,3 +116,70 @@ def test_the_rest_of_the_process_goes_on_as_before():
     out = torch.utils.checkpoint.checkpoint(torch.tanh, weight, use_reentrant=False)
     out.sum().backward()
     torch.testing.assert_close(weight.grad, 1 - torch.tanh(torch.ones(3)) ** 2)
+
+
+# --- training ---------------------------------------------------------------------------------------------------------
+
+
+class Block(torch.nn.Module):
+    """Attention and a perceptron, ``1 2 5 8`` -> the mean square of what they make of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.into, self.out = torch.nn.Linear(8, 24), torch.nn.Linear(8, 8)
+        self.norm = torch.nn.LayerNorm(8)
+
+    def look(self, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = self.into(self.norm(x)).chunk(3, dim=-1)
+        return x + F.scaled_dot_product_attention(q, k, v, is_causal=True)
+
+    def forward(self, x: torch.Tensor, recompute: bool = False) -> torch.Tensor:
+        seen = torch.utils.checkpoint.checkpoint(self.look, x, use_reentrant=False) if recompute else self.look(x)
+        return self.out(seen).square().mean()
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_training_is_the_cpus_and_counts_both_directions(recompute):
+    x = torch.randn(1, 2, 5, 8)
+    weights, gradients = [], []
+    for device in (torch.device("cpu"), DEVICE):
+        with virtual_gpu() as log:
+            block = Block() if device.type == "cpu" else move(Block())
+            optimiser = torch.optim.AdamW(block.parameters(), lr=1e-2)
+            there = x.to(device)
+            log.clear()
+            for _ in range(3):
+                loss = block(there, recompute)
+                optimiser.zero_grad(set_to_none=True)
+                loss.backward()
+                optimiser.step()
+            gradients.append([on_cpu(p.grad) for p in block.parameters()])
+            weights.append([on_cpu(p.detach()) for p in block.parameters()])
+            assert all(p.grad.device.type == device.type for p in block.parameters())
+    torch.testing.assert_close(gradients[1], gradients[0])
+    torch.testing.assert_close(weights[1], weights[0])
+    assert log.operations["attention"] == (6 if recompute else 3) and log.operations["attention backward"] == 3
+    assert log.syncs == 0
+
+
+def test_mixing_devices_in_a_backward_pass_raises():
+    with virtual_gpu():
+        x = torch.ones(3).to(DEVICE).requires_grad_()
+        doubled = x * 2
+        doubled.register_hook(lambda gradient: gradient * torch.ones(3))
+        with pytest.raises(RuntimeError, match="virtual device"):
+            doubled.sum().backward()
+        (x * 2).sum().backward()
+
+
+def test_autocast_computes_in_the_lower_type():
+    with virtual_gpu():
+        layer, x = move(torch.nn.Linear(8, 8)), torch.randn(1, 2, 5, 8).to(DEVICE)
+        with torch.autocast(DEVICE.type, torch.bfloat16):
+            made = layer(x)
+            attended = F.scaled_dot_product_attention(x, x, x)
+            told = F.mse_loss(made, attended)
+        assert (made.dtype, attended.dtype, told.dtype) == (torch.bfloat16, torch.bfloat16, torch.float32)
+        told.backward()
+        assert layer.weight.grad.dtype == torch.float32 and torch.isfinite(on_cpu(layer.weight.grad)).all()

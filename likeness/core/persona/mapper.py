@@ -203,4 +203,4 @@ class Mapper(nn.Module):
         if generator is None:
             return MapperOutput(words, residual)
         kept = torch.rand(batch, generator=generator) >= config.residual_dropout
-        return MapperOutput(words, residual, kept.to(hidden.device))
+        return MapperOutput(words, residual, kept.to(hidden.device, non_blocking=True))

@@ -45,29 +45,36 @@ def causal_attention(queries: Tensor, keys: Tensor) -> Tensor:
     return scores.masked_fill(future, float("-inf")).softmax(dim=-1)
 
 
-def strongest_column(totals: Tensor, candidates: Tensor) -> Tensor:
-    """Index of the candidate position that receives the most attention in all: ``L`` totals -> scalar index."""
-    candidates = candidates.to(totals.device)
-    return candidates[totals[candidates].argmax()]
+def marked(positions: Sequence[Tensor], length: int) -> Tensor:
+    """``B L`` bool, True at the positions of each prompt."""
+    marks = torch.zeros(len(positions), length, dtype=torch.bool)
+    for row, chosen in zip(marks, positions, strict=True):
+        row[chosen] = True
+    return marks
+
+
+def strongest_column(attention: Tensor, candidates: Tensor) -> Tensor:
+    """The candidate column that receives the most attention in all: ``B H R L``, ``B L`` bool -> ``B H R``."""
+    totals = attention.detach().sum(dim=(1, 2)).masked_fill(~candidates, float("-inf"))  # B L
+    column = totals.argmax(dim=1)[:, None, None, None]
+    return attention.gather(3, column.expand(*attention.shape[:3], 1))[..., 0]
 
 
 def tandem_shares(attention: Tensor, slots: Tensor, words: Tensor, config: TandemConfig) -> tuple[Tensor, Tensor]:
-    """``phi(Att_S)`` and ``phi(Att_max)`` of one prompt.
+    """``phi(Att_S)`` and ``phi(Att_max)`` of each prompt, ``B`` both.
 
     Args:
-        attention: ``H L L`` (heads, query rows, key columns).
-        slots: positions of the persona's words.
-        words: positions of the prompt's other tokens, without begin, end and padding.
+        attention: ``B H R L`` (heads, query rows, key columns).
+        slots: ``B L``, True at the persona's words.
+        words: ``B L``, True at the prompt's other tokens, not at begin, end and padding.
 
     The two columns are the strongest of each kind, summed over all heads and all rows; each row's pair passes a
     two-way softmax. Rows that see neither (causality) count one half each.
     """
-    totals = attention.detach().sum(dim=(0, 1))  # L
-    mine = attention[:, :, strongest_column(totals, slots)]  # H L
-    other = attention[:, :, strongest_column(totals, words)]
-    share = torch.sigmoid(config.temperature * (mine - other))
-    first, second = share.sum(), (1 - share).sum()
-    scale = share.numel() if config.normalise else 1
+    mine, other = strongest_column(attention, slots), strongest_column(attention, words)
+    share = torch.sigmoid(config.temperature * (mine - other))  # B H R
+    first, second = share.sum(dim=(1, 2)), (1 - share).sum(dim=(1, 2))
+    scale = share[0].numel() if config.normalise else 1
     return first / scale, second / scale
 
 
@@ -81,13 +88,10 @@ def tandem_loss(
         slots, words: positions per prompt, as in :class:`~.text.Layout`.
     """
     attention = causal_attention(queries, keys)
-    losses = [
-        -(torch.mul(*tandem_shares(one, mine, others, config)))
-        for one, mine, others in zip(attention, slots, words, strict=True)
-        if len(others)
-    ]
-    total = torch.stack(losses).sum() if losses else attention.sum() * 0
-    return config.weight * total / len(slots)
+    marks = torch.stack([marked(positions, attention.shape[-1]) for positions in (slots, words)])
+    mine, others = marks.to(attention.device, non_blocking=True)  # B L both
+    product = torch.mul(*tandem_shares(attention, mine, others, config))
+    return -config.weight * (product * others.any(dim=1)).mean()
 
 
 def attention_weights(queries: Tensor, keys: Tensor) -> Tensor:

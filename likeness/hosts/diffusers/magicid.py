@@ -157,7 +157,7 @@ def training_host(
             else:
                 network.disable_gradient_checkpointing()
         try:
-            yield DiffusersTrainingHost(unet, alphas_cumprod, slots)
+            yield DiffusersTrainingHost(unet, alphas_cumprod.to(unet.device), slots)
         finally:
             unet.disable_gradient_checkpointing()
             for parameter in unet.parameters():

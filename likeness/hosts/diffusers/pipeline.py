@@ -245,4 +245,5 @@ class Pipeline:
         """
         frozen_parts = frozen(self.unet, *self.text.modules)
         with checkpointed(self.unet, checkpointing), frozen_parts, split_contexts(self.unet) as state:
-            yield DiffusersDenoiser(self.unet, state, self.alphas_cumprod, self.prediction, self._added([""], None))
+            alphas = self.alphas_cumprod.to(self.device)
+            yield DiffusersDenoiser(self.unet, state, alphas, self.prediction, self._added([""], None))

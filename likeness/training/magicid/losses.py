@@ -29,8 +29,9 @@ def face_window(boxes: Tensor, grid: Grid) -> Tensor:
     them, so that faces smaller than a cell keep a weight.
     """
     ys, xs = (torch.arange(side, device=boxes.device, dtype=boxes.dtype) for side in grid)
-    x0, y0, x1, y1 = (boxes * boxes.new_tensor([grid[1], grid[0], grid[1], grid[0]])).unbind(1)  # in cells
-    down, across = _profile(ys, y0, y1), _profile(xs, x0, x1)  # B h, B w
+    x0, y0, x1, y1 = boxes.unbind(1)
+    down = _profile(ys, y0 * grid[0], y1 * grid[0])  # B h, in cells
+    across = _profile(xs, x0 * grid[1], x1 * grid[1])  # B w
     return down[:, :, None] * across[:, None]
 
 

@@ -64,8 +64,9 @@ class Batch:
         return replace(self, **tensors)
 
     def to(self, device: torch.device) -> Batch:
-        """On a device."""
-        return replace(self, **{k: v.to(device) for k, v in vars(self).items() if isinstance(v, Tensor)})
+        """On a device, without waiting for it."""
+        moved = {k: v.to(device, non_blocking=True) for k, v in vars(self).items() if isinstance(v, Tensor)}
+        return replace(self, **moved)
 
 
 class Sampler:

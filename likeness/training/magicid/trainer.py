@@ -138,7 +138,10 @@ class MagicIdTrainer:
         return StepReport(self.step, self.position, phase.name, loss, took, clone, parts)
 
     def _backward(self, batch: Batch, phase: Phase) -> tuple[Tensor, dict[str, float]]:
-        """Gradients of this process's rows, part by part; the errors of all rows, and terms for the log."""
+        """Gradients of this process's rows, part by part; the errors of all rows, and terms for the log.
+
+        They come from the device together, the only wait of a step.
+        """
         config, accelerator = self.config, self.accelerator
         size = config.batch // (accelerator.num_processes * config.accumulate)
         first = accelerator.process_index * config.accumulate * size
@@ -151,7 +154,7 @@ class MagicIdTrainer:
             with _synchronised(accelerator, self.wrapped, whole), accelerator.autocast():
                 predicted, calls = self.wrapped(rows, phase.places, batch.clone)
                 error = weighted_error(predicted, rows.noise, rows.weights)
-                loss = (error * factor.to(error)).mean()
+                loss = (error * factor.to(error, non_blocking=True)).mean()
                 if batch.clone:
                     place = CONTROL if CONTROL in phase.places else UNET
                     cfa, terms = clone_face_loss(calls[place].features, rows.boxes, config.cfa_grid)
@@ -159,11 +162,12 @@ class MagicIdTrainer:
                     seen.append(terms)
                 accelerator.backward(loss / config.accumulate)
             errors.append(error.detach())
-        gathered = accelerator.gather(torch.stack(errors)).reshape(-1).cpu()
-        self.balance.update(gathered, batch.timesteps)
+        gathered = accelerator.gather(torch.stack(errors)).reshape(-1)
         names = tuple(seen[0]) if seen else ()
-        terms = {name: float(accelerator.gather(torch.stack([part[name] for part in seen])).mean()) for name in names}
-        return gathered, terms
+        means = [accelerator.gather(torch.stack([part[name] for part in seen])).mean() for name in names]
+        told = torch.cat([gathered, *(mean.reshape(1).to(gathered) for mean in means)]).cpu()
+        self.balance.update(told[: len(gathered)], batch.timesteps)
+        return told[: len(gathered)], dict(zip(names, told[len(gathered) :].tolist(), strict=True))
 
     def _tick(self) -> None:
         """Move the position: by steps, or by the first process's clock where there is a budget of minutes."""

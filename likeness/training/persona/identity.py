@@ -26,7 +26,7 @@ class Identifier:
 
     def __call__(self, pixels: Tensor, photos: list[Photo]) -> Tensor:
         """``B 3 H W`` in [0, 1] -> ``B E``."""
-        boxes = torch.tensor([photo.box for photo in photos], device=pixels.device)
+        boxes = torch.tensor([photo.box for photo in photos])
         return self.embedder.embed(crop_square(pixels, boxes, self.embedder.size, self.embedder.margin))
 
     def reference(self, photo: Photo, picture: Tensor, faces: Sequence[Face]) -> Photo:

@@ -145,3 +145,4 @@ class Batch:
     layouts: list[Layout]
     tandem: list[Layout]
     generator: torch.Generator
+    judged: Tensor | None = None  # rows clear enough for the identity loss, on the CPU; None without one

@@ -2,11 +2,13 @@
 
 UNet and text encoder are frozen; gradients run through their activations only, back to the mapper. All randomness of
 a step is a function of (seed, step), so a run that was interrupted goes on with the very curve it would have had.
+What a step has chosen goes to the device without waiting for it; a step waits once, for its losses.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
@@ -39,8 +41,11 @@ from .request import Batch, Denoiser, PersonaTraining, StepReport, TrainingHost
 logger = logging.getLogger("likeness")
 
 
-def _positions(layouts: Sequence[Layout]) -> Tensor:
-    return torch.stack([layout.slots[TEMPLATE_SLOT] for layout in layouts])  # B n
+def _laid(layouts: Sequence[Layout], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Token ids ``B L`` and the persona's positions ``B n``, on a device."""
+    ids = torch.stack([layout.ids for layout in layouts])
+    positions = torch.stack([layout.slots[TEMPLATE_SLOT] for layout in layouts])
+    return ids.to(device, non_blocking=True), positions.to(device, non_blocking=True)
 
 
 class PersonaTrainer:
@@ -61,6 +66,7 @@ class PersonaTrainer:
         identify: Callable[[Tensor, list[Photo]], Tensor] | None = None,
     ) -> None:
         self.config, self.host, self.photos, self.identify = config, host, list(photos), identify
+        self.alphas = host.alphas_cumprod.to(host.device, torch.float32)  # T
         self._check()
         templates = config.templates or (STYLE_TEMPLATES if config.style else TEMPLATES)
         self.templates = [self._layout(t) for t in templates]
@@ -124,32 +130,32 @@ class PersonaTrainer:
         layouts = [self.templates[i] for i in choose(len(self.templates))]
         tandem = [self.tandem_prompts[i] for i in choose(len(self.tandem_prompts))]
         device = self.host.device
-        return Batch(photos, timesteps.to(device), noise.to(device), layouts, tandem, generator)
+        judged = (timesteps < config.identity_below).nonzero().flatten() if config.identity > 0 else None
+        timesteps, noise = (x.to(device, non_blocking=True) for x in (timesteps, noise))
+        return Batch(photos, timesteps, noise, layouts, tandem, generator, judged)
 
     def contexts(self, words: MapperOutput, layouts: Sequence[Layout]) -> Contexts:
         """Key and value contexts ``B L C`` of the layouts with these words."""
-        ids = torch.stack([layout.ids for layout in layouts])
-        speaker = Speaker(_positions(layouts), words.words, words.residual, words.kept)
-        return encode(self.host.text, ids.to(self.host.device), [speaker])
+        ids, positions = _laid(layouts, self.host.device)
+        return encode(self.host.text, ids, [Speaker(positions, words.words, words.residual, words.kept)])
 
     def tandem_term(self, words: MapperOutput, layouts: Sequence[Layout]) -> Tensor:
         """Tandem Equilibrium on prompts of their own; the text encoder alone, no residual."""
         text = self.host.text
-        embeddings = text.embed(torch.stack([layout.ids for layout in layouts]).to(self.host.device))
-        queries, keys = text.last_queries_keys(splice(embeddings, _positions(layouts), words.words))
+        ids, positions = _laid(layouts, self.host.device)
+        queries, keys = text.last_queries_keys(splice(text.embed(ids), positions, words.words))
         slots = [layout.slots[TEMPLATE_SLOT] for layout in layouts]
         return tandem_loss(queries, keys, slots, [layout.words for layout in layouts], self.config.tandem)
 
     def identity_term(self, batch: Batch, noisy: Tensor, predicted: Tensor, alphas: Tensor) -> Tensor | None:
         """Eq. 3 and 4 on the samples whose estimate is clear enough to judge; None if there are none."""
-        chosen = (batch.timesteps < self.config.identity_below).nonzero().flatten()
-        if len(chosen) == 0:
+        if batch.judged is None or not len(batch.judged):
             return None
-        photos = [batch.photos[i] for i in chosen.tolist()]
+        photos = [batch.photos[i] for i in batch.judged.tolist()]
+        chosen = batch.judged.to(noisy.device, non_blocking=True)
         pixels = self.host.decode_image(clean_estimate(noisy[chosen], predicted[chosen], alphas[chosen]))
         reference = torch.stack([photo.identity for photo in photos])
-        share = len(chosen) / len(batch.photos)
-        total = len(self.host.alphas_cumprod)
+        share, total = len(chosen) / len(batch.photos), len(self.alphas)
         return share * identity_loss(self.identify(pixels, photos), reference, batch.timesteps[chosen], total)
 
     def losses(self, denoise: Denoiser, batch: Batch) -> dict[str, Tensor]:
@@ -162,7 +168,7 @@ class PersonaTrainer:
         key, value = self.contexts(words, batch.layouts)
         latents = torch.stack([photo.latent for photo in batch.photos])
         mask = torch.stack([photo.mask for photo in batch.photos])
-        alphas = self.host.alphas_cumprod.to(latents)[batch.timesteps]  # B
+        alphas = self.alphas[batch.timesteps]  # B
         level = alphas.view(-1, 1, 1, 1)
         noisy = level.sqrt() * latents + (1 - level).sqrt() * batch.noise
         predicted = denoise(noisy, batch.timesteps, key, value)
@@ -182,19 +188,21 @@ class PersonaTrainer:
         device = self.host.device.type
         with torch.autocast(device, torch.bfloat16, enabled=self.config.precision == "bf16"):
             terms = self.losses(denoise, batch)
-        loss = torch.stack([term.float() for term in terms.values()]).sum()
-        if not torch.isfinite(loss):
-            raise LikenessError(
-                f"Persona Train: the loss at step {self.step} is {loss.item()}. Lower the learning rate, or train "
-                "in bf16 or fp32 if the model runs in fp16."
-            )
+        losses = torch.stack([term.float() for term in terms.values()])
         self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        losses.sum().backward()
+        told = losses.detach().tolist()  # the step's only wait, when the device has all its work but the optimiser's
+        loss = sum(told)
+        if not math.isfinite(loss):
+            raise LikenessError(
+                f"Persona Train: the loss at step {self.step} is {loss}. Lower the learning rate, or train in bf16 or "
+                "fp32 if the model runs in fp16."
+            )
         self.optimiser.step()
         self.step += 1
-        parts = {name: float(term.detach()) for name, term in terms.items()}
+        parts = dict(zip(terms, told, strict=True))
         total = self.config.warmup if warmup else self.config.steps
-        report = StepReport(self.step, total, float(loss.detach()), parts, time.perf_counter() - start, warmup)
+        report = StepReport(self.step, total, loss, parts, time.perf_counter() - start, warmup)
         if not warmup:
             self.history.append(report.loss)
         return report
@@ -204,8 +212,7 @@ class PersonaTrainer:
     @torch.no_grad()
     def measure_curve(self, denoise: Denoiser, every: int = 20) -> IouCurve:
         """IoU of the persona's attention and the mask over the whole schedule, mean over photos (Fig. 2)."""
-        alphas = self.host.alphas_cumprod
-        timesteps = list(range(len(alphas) - every, -1, -every))
+        timesteps = list(range(len(self.alphas) - every, -1, -every))
         layout = self.templates[0]
         curves = [self._photo_curve(denoise, photo, timesteps, layout) for photo in self.photos]
         maps, masks = zip(*curves, strict=True)
@@ -222,7 +229,7 @@ class PersonaTrainer:
         noise = torch.randn(photo.latent.shape, generator=generator).to(device)
         image = None if photo.image is None else photo.image[None]
         for chunk in torch.tensor(timesteps, device=device).split(5):
-            level = self.host.alphas_cumprod.to(photo.latent)[chunk].view(-1, 1, 1, 1)
+            level = self.alphas[chunk].view(-1, 1, 1, 1)
             noisy = level.sqrt() * photo.latent + (1 - level).sqrt() * noise
             key, value = self.contexts(self.mapper(chunk, image), [layout] * len(chunk))
             maps.append(denoise.maps(noisy, chunk, key, value, layout.slots[TEMPLATE_SLOT]))
@@ -234,7 +241,7 @@ class PersonaTrainer:
         The warm-up's weights are dropped: their anchors span all timesteps, the final ones only the dynamic stage.
         """
         config = self.config
-        everything = Stages(0, len(self.host.alphas_cumprod), config.late)
+        everything = Stages(0, len(self.alphas), config.late)
         self._fresh(everything)
         self.step = 0
         while self.step < config.warmup:

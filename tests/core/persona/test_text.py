@@ -9,7 +9,7 @@ from support.persona_tiny import WIDTH, WordTokenizer, tiny_text
 from likeness.core.errors import LikenessError
 from likeness.core.persona.clip import ClipText, JointText
 from likeness.core.persona.prompts import STYLE_TEMPLATES, TANDEM_PROMPTS, TEMPLATES
-from likeness.core.persona.tandem import TandemConfig, causal_attention, tandem_loss, tandem_shares
+from likeness.core.persona.tandem import TandemConfig, causal_attention, marked, tandem_loss, tandem_shares
 from likeness.core.persona.text import Speaker, bend, encode, lay_out, plain_ids, splice, supercategory_embedding
 from likeness.hosts.diffusers.persona import clip_text
 
@@ -210,10 +210,11 @@ def test_gradient_against_a_materialised_float64_reference(config):
 
 
 def test_shares_add_up_and_the_loss_has_its_floor():
-    attention = causal_attention(torch.randn(1, 12, 77, 64), torch.randn(1, 12, 77, 64))[0]
-    first, second = tandem_shares(attention, torch.tensor([5, 6]), torch.tensor([1, 2, 3]), TandemConfig())
+    attention = causal_attention(torch.randn(1, 12, 77, 64), torch.randn(1, 12, 77, 64))
+    marks = marked([torch.tensor([5, 6])], 77), marked([torch.tensor([1, 2, 3])], 77)
+    first, second = tandem_shares(attention, *marks, TandemConfig())
     assert (first + second).item() == pytest.approx(1.0, abs=1e-5)
-    raw = tandem_shares(attention, torch.tensor([5, 6]), torch.tensor([1, 2, 3]), TandemConfig.literal())
+    raw = tandem_shares(attention, *marks, TandemConfig.literal())
     assert sum(raw).item() == pytest.approx(12 * 77, rel=1e-5)
     q = torch.zeros(1, 12, 77, 64)
     flat = tandem_loss(q, q, [torch.tensor([2])], [torch.tensor([1])], TandemConfig())
@@ -221,9 +222,10 @@ def test_shares_add_up_and_the_loss_has_its_floor():
 
 
 def test_rows_that_see_neither_column_count_one_half():
-    attention = causal_attention(torch.randn(1, 1, 10, 8), torch.randn(1, 1, 10, 8))[0]
+    attention = causal_attention(torch.randn(1, 1, 10, 8), torch.randn(1, 1, 10, 8))
     config = TandemConfig.literal()
-    first, _ = tandem_shares(attention[:, :4], torch.tensor([6]), torch.tensor([7]), config)
+    marks = (marked([torch.tensor([position])], 10) for position in (6, 7))
+    first, _ = tandem_shares(attention[:, :, :4], *marks, config)
     assert first.item() == pytest.approx(4 * 0.5)
 
 
