@@ -106,7 +106,11 @@ OWN = (
     "choose your checkpoint and a picture of the person; paint the mask over the person with *Open in MaskEditor*. "
     "Then press *Run*."
 )
-TABLE = "The table under *DIIR Face Repair* lists the faces after a run; tick those you want."
+#: Compare Images is not in the graphs: ComfyUI 0.8 has no such node and would refuse them.
+TABLE = (
+    "The table under *DIIR Face Repair* lists the faces after a run; tick those you want. Newer ComfyUIs have a node "
+    "*Compare Images*: connect both pictures to it to see them under a slider."
+)
 
 WORKFLOWS: dict[str, Made] = {
     "Demo - DIIR, a small face repaired": (
