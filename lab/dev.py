@@ -11,6 +11,7 @@ VERBS = {
     "sizes": (elsewhere("lab.workflows.measure"), "measure the nodes in the front end, for the layout of workflows/"),
     "locales": (elsewhere("lab.workflows.locales"), "write the files of locales/"),
     "thumbnails": (elsewhere("lab.workflows.thumbnails"), "make the pictures beside them"),
+    "help": (elsewhere("lab.workflows.help_pictures"), "make the pictures of the help pages"),
     "hero": (elsewhere("lab.hero"), "draw the pictures at the head of README.md (needs no ComfyUI)"),
     "requirements": (elsewhere("lab.requirements"), "write requirements.txt from pyproject.toml (needs no ComfyUI)"),
 }

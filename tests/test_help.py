@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from PIL import Image, ImageStat
 
 ROOT = Path(__file__).parents[1]
 PAGES = ROOT / "js" / "docs"
@@ -54,6 +55,21 @@ def test_every_input_is_explained(node: str) -> None:
         bold = {part.strip() for span in BOLD.findall(page(node, language)) for part in re.split("[,、]", span)}
         inputs = {name: given["name"] for name, given in known[node]["inputs"].items()}
         assert not {name for name, shown in inputs.items() if not bold & {name, shown}}
+
+
+@EACH
+def test_page_shows_its_picture(node: str) -> None:
+    """The front end takes addresses relative to ``docs/``, for a page in a folder of its own too."""
+    for language in NODES:
+        assert re.findall(r"!\[[^\]]+\]\((.*?)\)", page(node, language)) == [f"{node}/node.jpg"]
+    with Image.open(PAGES / node / "node.jpg") as picture:
+        assert picture.format == "JPEG" and picture.width <= 640
+        assert ImageStat.Stat(picture.convert("L")).stddev[0] > 10
+
+
+def test_pictures_are_small() -> None:
+    sizes = [file.stat().st_size for file in PAGES.glob("*/node.jpg")]
+    assert max(sizes) <= 40_000 and sum(sizes) <= 1_000_000
 
 
 @EACH

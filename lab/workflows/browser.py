@@ -53,6 +53,7 @@ class Page:
         self._page.set_default_timeout(TIMEOUT * 1000)
         self._page.on("console", self._note)
         self._page.on("pageerror", self._note_exception)
+        self._page.on("dialog", lambda dialog: dialog.accept())  # an unsaved graph is left without being asked
         return self
 
     def __exit__(self, *_error: object) -> None:
@@ -80,7 +81,11 @@ class Page:
 
     def screenshot(self, file: Path) -> None:
         """Save what the tab shows as PNG."""
-        self._page.screenshot(path=file)
+        file.write_bytes(self.shot())
+
+    def shot(self) -> bytes:
+        """What the tab shows, as PNG."""
+        return self._page.screenshot()
 
     def _note(self, message: ConsoleMessage) -> None:
         if message.type == "error":
