@@ -89,7 +89,7 @@ class Lab:
         return self.embedder.embed(crop)[0]
 
     @torch.no_grad()
-    def placed(self, person: Person, region: Tensor | None) -> PlacedIdentity:
+    def placed(self, person: Person, region: Tensor | None = None) -> PlacedIdentity:
         """The person, encoded."""
         encoder = self.weights.encoder.float()
         tokens = encoder(FaceFeatures(vector=self.vector(person)[None]))[0]

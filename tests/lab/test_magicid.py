@@ -25,6 +25,7 @@ from lab.evaluation.store import PictureFile
 from lab.idzoom.sample import landmarks_of
 from lab.magicid_people import MODES, Painter, Size, cached
 from lab.magicid_shards import Reader, members_of
+from lab.people import pair_cases
 from likeness.core.errors import LikenessError
 from likeness.faces.interface import Face
 from likeness.hosts.diffusers.miniature import miniature
@@ -265,6 +266,14 @@ def test_repairs_with_an_identity_are_compared_draft_by_draft():
     assert "- IDENTITY over no identity, paired: +0.40 (+0.40 to +0.40)" in text
     seen = [one.measured for one in directions(records)]
     assert seen[0] == "similarity, IDENTITY less before: +0.50 (+0.50 to +0.50), n = 3"
+
+
+def test_a_face_is_repaired_by_the_whole_identity():
+    lab = Lab(miniature(), magicid.load_magicid(weights_file("magicid")))
+    person = pair_cases(1, lab.pipeline.side)[0].people[0]
+    target = magicid_repair.Repairs(lab.pipeline, lab.weights, lab.placed).target(person)
+    assert target.identity.region is None and target.identity.tokens.shape == (magicid.TOKENS, 128)
+    assert target.attention is lab.weights.attention["unet"] and person.word in target.prompt
 
 
 def test_inpainting_keeps_what_is_outside_and_draws_what_is_inside():
