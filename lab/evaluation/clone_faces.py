@@ -173,7 +173,8 @@ class Measure:
     """A number of a record, and how it reads.
 
     Attributes:
-        section, part: where it stands; ``face_sim`` counts an empty place as 0. title: in the table.
+        section, part: where it stands; ``face_sim`` counts an empty place as 0, ``apart`` is ``L_cfa`` over what
+            varies within a face. title: in the table.
     """
 
     section: str
@@ -184,6 +185,8 @@ class Measure:
         """A case's mean; None where nothing was seen to measure."""
         if self.part == "face_sim":
             return sum(record["own"]) / len(record["placed"])
+        if self.part == "apart":
+            return sum(record["relative"]) / sum(record["variation"])
         return float(np.mean(record[self.part])) if record[self.part] else None
 
     def pairs(self, records: Records) -> list[tuple[float, float]]:
@@ -199,6 +202,7 @@ FACE_SIM = Measure(TWO, "face_sim", "two side by side: FaceSim")
 MEASURES = (
     RELATIVE,
     Measure(ATTENTION, "variation", "share of the features' power that varies within a face"),
+    Measure(ATTENTION, "apart", "the first over the second"),
     FAINTER,
     Measure(ATTENTION, "brighter", "identity in the brighter face, against outside"),
     Measure(TWICE, "placed", "one identity asked twice: placed"),
@@ -247,7 +251,7 @@ def directions(records: Records) -> list[Direction]:
     """The paper's statements; none without records."""
     told = (
         ("Eq. 4", "Clone Face Tuning makes both faces of a clone picture alike in attention",
-         "log of L_cfa over the power, without less with", RELATIVE, lambda a, b: float(np.log(b / a))),
+         "share by which L_cfa over the power is lower", RELATIVE, lambda a, b: 1 - a / b),
         ("Fig. 5", "with it one identity lights up several faces",
          "identity in the fainter face against outside, with less without", FAINTER, lambda a, b: a - b),
         ("Table 3", "it helps with several people", "FaceSim, MGMICA in the ControlNet, with less without", FACE_SIM,

@@ -51,6 +51,7 @@ def test_two_trainings_are_held_against_each_other():
     assert "Two trainings of 9 and 9 steps" in text and "every 10th step" in text
     assert "| two side by side: own | 0.500 | 0.400 | +0.100 (+0.100 to +0.100) | 6 |" in text
     assert "| two side by side: FaceSim | 0.250 | 0.200 | +0.050 (+0.050 to +0.050) | 6 |" in text
+    assert "| the first over the second | 0.667 | 1.000 | -0.333 (-0.333 to -0.333) | 6 |" in text
     assert "wrong among placed" not in text and "two anywhere" not in text  # nothing was seen to measure
     verdicts = {one.source: one.verdict for one in clone_faces.directions(records)}
     assert verdicts == {"Eq. 4": SEEN, "Fig. 5": OPPOSITE, "Table 3": SEEN}
