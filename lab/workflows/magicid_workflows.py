@@ -14,7 +14,10 @@ from lab.workflows.notes import Note
 from likeness.miniature.models import WEIGHTS
 
 NAME = "likeness/magicid"
+PLACES_TITLE, POSE_TITLE = "Who goes where", "Picture with the pose"
 NEGATIVE = "blurry, low quality, deformed"
+Places = Callable[[Prompt, int], Prompt]
+"""Puts the people of a chain, whose last has this number, into a text-to-image graph."""
 PLUS_V2, INSTANTID = f"ipadapter/{models.FACEID}", f"instantid/{models.INSTANTID}"
 
 
@@ -75,8 +78,42 @@ def on_draft(graph: Prompt, last: int) -> Prompt:
             "LikenessMagicIdRegions", None, None,
             where=["faces", 0], image=["draft_decode", 0], identities=[f"identity{last}", 0], order="", grow=1.3,
         ),
-        "who": node("PreviewImage", "Who goes where", [320, 340], images=["regions", 1]),
+        "who": node("PreviewImage", PLACES_TITLE, [320, 340], images=["regions", 1]),
         **applied(graph, last, regions=["regions", 0]),
+    }  # fmt: skip
+
+
+def on_draft_posed(graph: Prompt, last: int) -> Prompt:
+    """The same, with the draft's landmarks for the ControlNet, which keeps several heads apart."""
+    graph = on_draft(graph, last)
+    graph["apply"]["inputs"] |= {"pose": ["landmarks", 0]}
+    return {**graph, **landmarks()}
+
+
+def landmarks() -> Prompt:
+    """The found faces as the picture that the ControlNet reads."""
+    return {
+        "landmarks": node("LikenessDrawLandmarks", landmarks=["faces", 0], style="OpenPose"),
+        "pose": node("PreviewImage", "Pose", [320, 340], images=["landmarks", 0]),
+    }
+
+
+def posed(graph: Prompt, last: int) -> Prompt:
+    """The pose of another picture: its head, out of the middle by a border, is where the person goes."""
+    return {
+        "posing": node("LikenessMiniatureSample", POSE_TITLE, None, **{**PERSON, "identity": 12}),
+        "border": node(
+            "ImagePadForOutpaint", "Head out of the middle", image=["posing", 0], left=128, top=0, right=0, bottom=128,
+            feathering=0,
+        ),
+        "faces": node("LikenessDetectFaces", None, None, image=["border", 0]),
+        **landmarks(),
+        "regions": node(
+            "LikenessMagicIdRegions", None, None,
+            where=["faces", 0], image=["border", 0], identities=[f"identity{last}", 0], order="", grow=1.3,
+        ),
+        "who": node("PreviewImage", PLACES_TITLE, [320, 340], images=["regions", 1]),
+        **applied(graph, last, regions=["regions", 0], pose=["landmarks", 0]),
     }  # fmt: skip
 
 
@@ -112,7 +149,7 @@ def instantid() -> Prompt:
         "checkpoint": node("CheckpointLoaderSimple", ckpt_name=SDXL),
         **encoder(INSTANTID, "antelopev2", looks=False),
         **photographed(("Bob",), 0.8),
-        "posing": node("LoadImage", "Picture with the pose", [280, 330], image="example.png"),
+        "posing": node("LoadImage", POSE_TITLE, [280, 330], image="example.png"),
         "faces": node("LikenessDetectFaces", None, None, image=["posing", 0]),
         "landmarks": node("LikenessDrawLandmarks", landmarks=["faces", 0], style="InstantID"),
         "control": node("ControlNetLoader", "InstantID's ControlNet", control_net_name=INSTANTID_CONTROL),
@@ -125,20 +162,22 @@ def instantid() -> Prompt:
 
 
 def miniature(
-    identities: tuple[int, ...], prompt: str, seed: int, face: str = "", draft: bool = True
+    identities: tuple[int, ...], prompt: str, seed: int, face: str = "", places: Places | None = on_draft,
+    wide: float = 1.0,
 ) -> Callable[[], Prompt]:
     """Drawn people by our own weights.
 
     Args:
         identities: numbers of held-out people. face: prompt of DIIR behind it, or empty.
-        draft: whether the draft's faces are their places; without it they act everywhere.
+        places: where the people are put; without it they act everywhere.
+        wide: the picture's width, in heights.
     """
 
     def make() -> Prompt:
         from likeness.miniature.models import picture_size
 
         side, last = picture_size(), len(identities) - 1
-        graph = drawn(prompt, (side, side), seed, 20, 5.0, "")
+        graph = drawn(prompt, (round(side * wide), side), seed, 20, 5.0, "")
         people: Prompt = {
             "face_models": node("LikenessFaceModels", provider="miniature (drawn people)"),
             "weights": node(
@@ -150,8 +189,8 @@ def miniature(
                 "LikenessMiniatureSample", f"Person {n + 1}", None, **{**PERSON, "identity": identity}
             )
             people |= person(n, f"person {n + 1}", [f"photo{n}", 0], 1.0)
-        placed = on_draft(graph, last) if draft else applied(graph, last)
-        if draft:
+        placed = (places or applied)(graph, last)
+        if places:
             placed["faces"]["inputs"] |= {"face_models": ["face_models", 0]}
         end = repaired(["decode", 0], face, identities=[f"identity{last}", 0]) if face else saved()
         return {"checkpoint": node("LikenessMiniatureLoader"), **people, **placed, **end}
@@ -168,7 +207,7 @@ PLACES = (
 )
 MINIATURE: dict[str, Made] = {
     "Demo - MagicID, one person": (
-        miniature((8,), "a picture of a man wearing a red sweater, portrait, in the snow", 7, draft=False),
+        miniature((8,), "a picture of a man wearing a red sweater, portrait, in the snow", 7, places=None),
         Note(
             "The person of one picture, drawn anew by what the identity encoder has read in the face.",
             RUN,
@@ -180,6 +219,31 @@ MINIATURE: dict[str, Made] = {
             (5, 8), "a picture of a woman wearing a red sweater and a man wearing a green suit, on the beach", 11
         ),
         Note(PLACES, RUN, "the draft with its regions, and the picture with both people."),
+    ),
+    "Demo - MagicID, three people": (
+        miniature(
+            (20, 4, 15),
+            "a picture of a woman wearing a red sweater and a man wearing a green suit and a woman wearing a blue "
+            "dress, in the snow",
+            10, places=on_draft_posed, wide=1.5,
+        ),
+        Note(
+            f"{PLACES} *Draw Landmarks* makes the draft's faces a pose, which keeps three heads apart: the identity "
+            "weights bring the ControlNet that reads it.",
+            RUN,
+            "the draft with its regions, the pose, and the picture with all three people.",
+        ),
+    ),
+    "Demo - MagicID, in a pose": (
+        miniature(
+            (8,), "a picture of a man wearing a red sweater, half body, in the snow", 7, places=posed
+        ),
+        Note(
+            "One person in the pose of another picture: where its head is, the person's head goes. Both the model and "
+            "the ControlNet of the identity weights are told who it is.",
+            RUN,
+            "the pose and the picture; another border moves the head.",
+        ),
     ),
     "Demo - MagicID, then DIIR": (
         miniature(

@@ -19,6 +19,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from lab.workflows.discovery import ROOT, hosts, why_none
 from lab.workflows.files import FILES, is_demo, workflow_file
 from lab.workflows.layout import node
+from lab.workflows.magicid_workflows import PLACES_TITLE, POSE_TITLE
 from lab.workflows.server import Server
 from lab.workflows.workflow import to_api
 
@@ -76,9 +77,12 @@ def _thumbnail(name: str, shown: dict[str, Shown]) -> Image.Image:
 
 
 def _demo(server: Server, file: Path) -> Shown:
-    """Run a demo: its saved pictures, and what they came from (the picture before, or the references)."""
+    """Run a demo: its saved pictures, and what they came from (the picture before, or the references and the places
+    where they were put)."""
     prompt = to_api(json.loads(file.read_text("utf-8")), server.get("/object_info"))
-    inputs = [key for key in prompt if prompt[key]["class_type"] == "LikenessMiniatureSample"]
+    titles = {key: entry.get("_meta", {}).get("title") for key, entry in prompt.items()}
+    samples = [key for key in prompt if prompt[key]["class_type"] == "LikenessMiniatureSample"]
+    inputs = [key for key in samples if titles.get(key) != POSE_TITLE]
     prompt |= {f"input {key}": node("PreviewImage", images=[key, 0]) for key in inputs}
     outputs = server.run_prompt(prompt).outputs
 
@@ -86,17 +90,32 @@ def _demo(server: Server, file: Path) -> Shown:
         return [Image.fromarray(server.picture(one)) for key in keys for one in outputs[key].get("images", [])]
 
     results = [key for key in prompt if prompt[key]["class_type"] == "SaveImage"]
-    before = [key for key in prompt if prompt[key].get("_meta", {}).get("title") == "Before"]
-    return pictures(results), pictures(before or [f"input {key}" for key in inputs])
+    before, places = ([key for key in titles if titles[key] == title] for title in ("Before", PLACES_TITLE))
+    return pictures(results), pictures(before or [*(f"input {key}" for key in inputs), *places])
 
 
 def composed(result: Image.Image, insets: list[Image.Image]) -> Image.Image:
-    """A square with the result, and at most two small framed pictures in its lower left."""
+    """A square with the result, and at most two small framed pictures in its lower left; below a wide result, three."""
+    if result.width > result.height:
+        return above(result, insets)
     sheet = ImageOps.fit(result.convert("RGB"), (SIDE, SIDE), Image.Resampling.LANCZOS)
     for i, picture in enumerate(insets[:2]):
         small = ImageOps.fit(picture.convert("RGB"), (INSET, INSET), Image.Resampling.LANCZOS)
         framed = ImageOps.expand(small, FRAME, "white")
         sheet.paste(framed, (FRAME + i * (framed.width + FRAME), SIDE - framed.height - FRAME))
+    return sheet
+
+
+def above(result: Image.Image, insets: list[Image.Image]) -> Image.Image:
+    """A square with the whole of a wide result, and up to three small pictures in a row below it."""
+    sheet = Image.new("RGB", (SIDE, SIDE), "white")
+    wide = ImageOps.contain(result.convert("RGB"), (SIDE, SIDE), Image.Resampling.LANCZOS)
+    sheet.paste(wide)
+    side = min(SIDE - wide.height - 2 * FRAME, (SIDE - 4 * FRAME) // 3)
+    gap = (SIDE - side * len(insets[:3])) // (len(insets[:3]) + 1)
+    for i, picture in enumerate(insets[:3]):
+        small = ImageOps.fit(picture.convert("RGB"), (side, side), Image.Resampling.LANCZOS)
+        sheet.paste(small, (gap + i * (side + gap), wide.height + (SIDE - wide.height - side) // 2))
     return sheet
 
 
