@@ -15,7 +15,7 @@ from PIL import Image
 from support.magicid_tiny import tiny_model
 
 from lab import magicid
-from lab.evaluation import magicid_repair
+from lab.evaluation import magicid_repair, magicid_sheet
 from lab.evaluation.magicid import PAIRS, PLACED, SECTIONS, Lab, placed_cases
 from lab.evaluation.magicid_directions import directions
 from lab.evaluation.magicid_rivals import inpaint
@@ -299,16 +299,16 @@ def test_inpainting_keeps_what_is_outside_and_draws_what_is_inside():
             assert torch.allclose(x[..., :3, :], outside[..., :3, :])
 
 
-def test_each_way_of_two_people_draws_and_is_shown(tmp_path):
+def test_each_way_of_two_people_draws_and_is_shown(tmp_path, monkeypatch):
     """Two steps of the trained weights: each way makes another picture of the same pair."""
     pipeline, weights = miniature(), magicid.load_magicid(weights_file("magicid"))
     lab, store = Lab(pipeline, weights, None, steps=2), PictureFile(tmp_path)
     section = {"two": replace(SECTIONS["two"], variants={way: PAIRS[way] for way in WAYS})}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(magicid.measure, "SECTIONS", section)
-        for key, compute in magicid.measure.work(lab, 1, 1, ["two"], store.keep):
-            store.record(key, compute)
+    monkeypatch.setattr(magicid.measure, "SECTIONS", section)
+    for key, compute in magicid.measure.work(lab, 1, 1, ["two"], store.keep):
+        store.record(key, compute)
     assert all(len(record["placed"]) == 2 for record in store.records.values())
     drawn = [np.asarray(Image.open(store.path("two 0", name))) for name in (*PEOPLE, *WAYS)]
     assert all((a != b).any() for i, a in enumerate(drawn) for b in drawn[i + 1 :])
+    monkeypatch.setattr(magicid_sheet, "SHOWN", ("0",))
     assert sheet_of(store) is not None and sheet_of(PictureFile(tmp_path / "none")) is None
