@@ -85,7 +85,8 @@ def _finite(value: object) -> object:
 
 
 def write(result: Result, folder: Path, bars: bool = True) -> list[Path]:
-    """Write ``table.md``, ``table.json`` and, where matplotlib is there, ``bars.png``."""
+    """Write ``table.md``, ``table.json`` and, unless it is not wanted or nothing was measured, ``bars.png``."""
+    bars = bars and any(result.table.values())
     files = {"table.md": markdown(result), "table.json": as_json(result)}
     for name, text in files.items():
         write_whole(folder / name, text.encode())
@@ -106,8 +107,6 @@ def draw_bars(result: Result, path: Path) -> None:
         raise bad_input("evaluation: bars", "no matplotlib", "the extra 'evaluation'",
                         "Install it: pip install matplotlib. Or leave the bars out: --no-bars.") from cause
     metrics = list(dict.fromkeys(m for row in result.table.values() for m in row))
-    if not metrics:
-        return
     methods = list(result.table)
     figure = Figure(figsize=(2.6 * len(metrics) + 0.6, 3.2), layout="constrained")
     for axis, metric in zip(figure.subplots(1, len(metrics), squeeze=False)[0], metrics, strict=True):

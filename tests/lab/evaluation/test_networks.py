@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,8 +23,11 @@ from transformers import (
 
 from lab.evaluation.cache import Cache
 from lab.evaluation.drawn import prompt_accuracy, told
+from lab.evaluation.judge import Referees, evaluate
 from lab.evaluation.miniature_networks import MiniatureNetwork, told_in_words
 from lab.evaluation.networks import INCEPTION, ClipNetwork, DinoNetwork, InceptionNetwork
+from lab.evaluation.protocol import load_protocol
+from lab.evaluation.tables import markdown
 from lab.people import single_cases
 from likeness.core.errors import LikenessError
 from likeness.drawing.sheets import to_picture
@@ -149,6 +153,31 @@ def test_a_broken_picture_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n no more")
     with pytest.raises(LikenessError, match=r"a\.png, which does not open"):
         Cache(tmp_path / "cache").features(Counting(), [tmp_path / "a.png"])
+
+
+def test_a_paper_s_table_through_real_networks(weights: Path, tmp_path: Path) -> None:
+    """MagicID's Table 1 on pictures of noise: CLIP, DINO and Inception by their own classes, through the cache."""
+    pytest.importorskip("cleanfid", reason="the extra 'evaluation' is not installed")
+    (tmp_path / "prompts.txt").write_text("a face in the snow")
+    for name, part in zip(("anna", "ben"), (pictures(6)[:3], pictures(6)[3:]), strict=True):
+        for folder in ("people", "same"):
+            (tmp_path / folder / name).mkdir(parents=True)
+            for i, picture in enumerate(part):
+                picture.save(tmp_path / folder / name / f"1_{i}.png")
+    protocol = replace(
+        load_protocol(Path("magicid_1")), references=tmp_path / "people", prompts=tmp_path / "prompts.txt",
+        methods={"same": tmp_path / "same"}, provider="no such",
+    )  # fmt: skip
+    results = [evaluate(protocol, Referees(weights, "no such", Cache(tmp_path / "cache"))) for _ in range(2)]
+    assert results[0] == results[1], "the second time from the cache"
+    row = results[0].table["same"]
+    assert row.keys() == {"clip_i", "clip_t", "dino", "fid"} and results[0].absent.keys() == {"face_sim"}
+    assert row["fid"].mean == pytest.approx(0, abs=1e-3) and row["clip_t"].count == 2
+    network = ClipNetwork(weights / "clip")
+    vectors = torch.nn.functional.normalize(network.features(pictures(6)), dim=1)
+    expected = [(part @ part.T).mean() for part in vectors.split(3)]
+    assert row["clip_i"].mean == pytest.approx(float(sum(expected)) / 2, abs=1e-4)
+    assert "MagicID (published)" in markdown(results[0])
 
 
 # --- the miniature's referees -----------------------------------------------------------------------------------------
