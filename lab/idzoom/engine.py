@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 from tqdm import tqdm
 
 from likeness.core.errors import LikenessError, bad_input
@@ -36,6 +38,8 @@ MOST_TASKS = 10_000
 MOST_FAILURES = 32
 #: Decisions are written down after so many shards' worth of pictures, even if none of them is kept.
 PATIENCE = 4
+#: Times that Ray is started before it is given up.
+ATTEMPTS = 3
 
 
 @dataclass(frozen=True)
@@ -152,12 +156,28 @@ def connect(plan: Plan) -> Any:
     options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if os.environ.get("RAY_ADDRESS"):
         modules = [str(ROOT / name) for name in ("lab", "likeness")]
-        ray.init(runtime_env={"py_modules": modules}, **options)
-        return ray
+        return started(ray, runtime_env={"py_modules": modules}, **options)
     paths = (str(ROOT), os.environ.get("PYTHONPATH", ""))
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
-    ray.init(address="local", num_cpus=plan.workers + 1, object_store_memory=plan.store, include_dashboard=False,
-             **options)  # fmt: skip
+    return started(ray, address="local", num_cpus=plan.workers + 1, object_store_memory=plan.store,
+                   include_dashboard=False, **options)  # fmt: skip
+
+
+def started(ray: Any, **options: Any) -> Any:
+    """Ray after ``ray.init``. It gives its own processes half a minute, which is not enough on a very busy machine."""
+    here = psutil.Process()
+    for more in reversed(range(ATTEMPTS)):
+        others = set(here.children(recursive=True))
+        try:
+            ray.init(**options)
+            break
+        except Exception as error:  # it has no class of its own
+            if not more or "timed out" not in str(error):
+                raise
+            log.info("Ray did not start in time; once more")
+            for process in set(here.children(recursive=True)) - others:  # it would leave them until the end
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
     return ray
 
 

@@ -2,31 +2,33 @@
 
 from __future__ import annotations
 
+import io
 import json
-import os
-import signal
 import subprocess
 import sys
-import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import webdataset
 
+from lab import magicid
 from lab.idzoom import annotators
 from lab.idzoom.command import main
-from lab.idzoom.engine import Plan, Writer, write_manifest
+from lab.idzoom.engine import Plan, Writer, started, write_manifest
 from lab.idzoom.journal import Journal
 from lab.idzoom.places import find
 from lab.idzoom.sample import Outcome, examine
 from lab.idzoom.settings import Settings
 from lab.idzoom.shards import tidy
+from lab.magicid_shards import Reader
 from likeness.core.errors import LikenessError
+from likeness.formats.magicid import load_magicid
+from likeness.hosts.diffusers.miniature import miniature
 
-ROOT = Path(__file__).parents[3]
 SETTINGS = Settings(least_side=256, least_face=16, faces="truth", effort="quick")
 OPTIONS = ("--least-side", "256", "--least-face", "16", "--faces", "truth", "--effort", "quick")
 MODALITIES = {"image.png", "caption.txt", "skeleton.png", "face.png", "landmarks.json", "mask.png"}
@@ -132,32 +134,55 @@ def test_annotators_that_always_fail_stop_the_run(tmp_path):
         writer.take(1, iter([Outcome("failed", "OSError: no disk")] * 100), NoBar())
 
 
-def test_the_whole_command_with_hostile_files_and_a_kill(tmp_path, world):
-    """``run.py idzoom make`` in a process of its own, killed when its first shard is there, then to the end here."""
-    hostile = tmp_path / "hostile"
-    hostile.mkdir()
-    for i, data in enumerate((b"", b"words", b"\x89PNG\r\n\x1a\n" + bytes(50))):
-        (hostile / f"bad\n{i}.png").write_bytes(data)
-    (hostile / "loop.png").symlink_to("loop.png")
-    out = tmp_path / "out"
-    command = ["make", str(hostile), str(world), "--out", str(out), "--shard-size", "3", *OPTIONS]
-    process = subprocess.Popen([sys.executable, "run.py", "idzoom", *command], cwd=ROOT, start_new_session=True,
-                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
-    try:
-        deadline = time.monotonic() + 240
-        while not shards(out) and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.05)
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-    assert shards(out)
-    main(command)
-    check_once(out, 28)
-    assert (out / "contact_sheet.png").stat().st_size > 10_000
-    assert not list((out / "shards").glob("*.part"))
-    before = [Path(path).read_bytes() for path in shards(out)]
-    main(command)  # nothing is new, so nothing changes
-    assert [Path(path).read_bytes() for path in shards(out)] == before
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory, world: Path) -> Path:
+    """What the command makes of the drawn pictures."""
+    out = tmp_path_factory.mktemp("made")
+    assert main(["make", str(world), "--out", str(out), "--shard-size", "5", *OPTIONS]) == 0
+    return out
+
+
+def test_the_same_command_again_changes_nothing(made, world):
+    check_once(made, 24)
+    assert (made / "contact_sheet.png").stat().st_size > 10_000
+    before = [Path(path).read_bytes() for path in shards(made)]
+    assert main(["make", str(world), "--out", str(made), "--shard-size", "5", *OPTIONS]) == 0
+    assert [Path(path).read_bytes() for path in shards(made)] == before
+
+
+def test_magicid_trains_on_the_shards(made, tmp_path):
+    """The loader of Multi-Mode Fusion takes every sample as it is, and every phase makes a step with them."""
+    reader, written = Reader(miniature()), samples(made)
+    taken = reader.samples(made / "shards")
+    assert len(taken) == len(written) and reader.embedder == "miniature"
+    for sample, raw in zip(taken, written, strict=True):
+        vectors = np.load(io.BytesIO(raw["embedding.npy"]))
+        assert sample.vectors[:, 0].tolist() == vectors.tolist() and len(sample.regions) == len(vectors)
+        assert sample.regions.any() and all(pose.any() for pose in sample.poses.values())
+    arguments = ["train", "--data", str(made / "shards"), "--out", str(tmp_path), "--steps", "4", "--batch", "2"]
+    assert magicid.main([*arguments, "--measure-every", "0"]) == 0
+    weights = load_magicid(tmp_path / "magicid.safetensors")
+    assert weights.embedder == "miniature" and set(weights.attention) == {"unet", "control"}
+    for layers in weights.attention.values():  # values are zero until the first step
+        values = torch.cat([layer.to_v.weight.flatten() for layer in layers.values()])
+        assert values.isfinite().all() and values.any()
+
+
+@pytest.mark.parametrize(("words", "tries"), [("The current node timed out during startup.", 3), ("No such file", 1)])
+def test_ray_that_does_not_start_in_time_is_started_again(words: str, tries: int) -> None:
+    left = []
+
+    class Ray:
+        def init(self, **options: object) -> None:
+            left.append(subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]))
+            raise RuntimeError(words)
+
+    with pytest.raises(RuntimeError, match=words):
+        started(Ray(), num_cpus=2)
+    last = left.pop()
+    assert len(left) == tries - 1 and all(process.wait(60) for process in left)
+    assert last.poll() is None, "Ray ends them itself"
+    last.kill()
 
 
 def test_dry_run_writes_nothing(tmp_path, world):
