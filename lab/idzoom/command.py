@@ -37,6 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     verbs = {
         "make": (make, "pictures in, WebDataset shards of six modalities out"),
         "draw": (elsewhere("lab.idzoom.draw"), "pictures of the drawn world, to try it with"),
+        "prove": (prove, "what it takes and survives, measured on drawn pictures and hostile files"),
     }
     return run_verb("idzoom", "IDZoom, MagicID's data engine.", verbs, argv)
 
@@ -50,6 +51,12 @@ def make(argv: Sequence[str]) -> int:
 
     (work.preview if options.dry_run else work.make)(options, settings)
     return 0
+
+
+def prove(argv: Sequence[str]) -> int:
+    """``python run.py idzoom prove``."""
+    check_extra()
+    return elsewhere("lab.idzoom.prove")(argv)
 
 
 def check_extra() -> None:

@@ -35,13 +35,18 @@ def drawn_path(folder: Path, seed: int) -> Path:
     return folder / f"{seed // FOLDER_SIZE:04d}" / f"{seed:08d}.png"
 
 
+def put(folder: Path, seed: int, side: int) -> None:
+    """Picture ``seed`` of the world into its folder of a thousand; one that is there stays."""
+    path = drawn_path(folder, seed)
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(drawn_png(seed, side))
+
+
 def draw(folder: Path, count: int, side: int = 256, progress: bool = False) -> None:
-    """Pictures 0 to ``count`` of the world in folders of a thousand; those that are there stay."""
+    """Pictures 0 to ``count`` of the world; those that are there stay."""
     for seed in tqdm(range(count), unit="picture", disable=not progress):
-        path = drawn_path(folder, seed)
-        if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(drawn_png(seed, side))
+        put(folder, seed, side)
 
 
 def main(argv: Sequence[str]) -> int:

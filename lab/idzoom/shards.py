@@ -6,6 +6,7 @@ import contextlib
 import os
 import tarfile
 from collections.abc import Iterator
+from itertools import groupby
 from pathlib import Path
 
 from webdataset import TarWriter
@@ -71,6 +72,11 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def keys(path: Path) -> Iterator[str]:
+    """The keys of a shard's samples, in order."""
+    return (key for key, _ in groupby(member.name.partition(".")[0] for _, member in _entries(path)))
 
 
 def members(path: Path, key: str) -> dict[str, bytes]:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import io
-import struct
-import zlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from lab.idzoom import hostile
 from lab.idzoom.places import IMAGE, Part, Place
 from lab.idzoom.reading import Dropped, read_photo
 from lab.idzoom.settings import Settings
@@ -29,18 +28,10 @@ def png(image: Image.Image, **options) -> bytes:
     return buffer.getvalue()
 
 
-def bomb(side: int) -> bytes:
-    """A PNG that says it has ``side`` squared pixels and holds none."""
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-    head = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
-
-
 NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 30, 3), dtype=np.uint8))
 HOSTILE = {
     "empty": (b"", "unreadable"), "words": (b"no picture at all", "unreadable"),
-    "cut": (png(NOISE)[:-900], "unreadable"), "bomb": (bomb(60000), "too large"), "huge": (bomb(11000), "too large"),
+    "cut": (png(NOISE)[:-900], "unreadable"), "huge": (hostile.png(11_000, 11_000), "too large"),
     "small": (png(NOISE.resize((15, 40))), "too small"),
 }  # fmt: skip
 
