@@ -271,6 +271,8 @@ def _dispatch(func: Any, args: tuple, kwargs: dict[str, Any], log: Log) -> Any:
     if func is aten._to_copy.default:
         return _to_copy(func, args[0], kwargs, log)
     leaves = tree_leaves((args, kwargs))
+    if func is aten._has_compatible_shallow_copy_type.default:  # asked by Module.to: the data is not where it looks
+        return not any(isinstance(x, VirtualTensor) for x in leaves)
     if func is aten._scaled_dot_product_flash_attention.default:
         return _flash(args, log)
     if func is aten.copy_.default:
@@ -303,6 +305,10 @@ def _wrap(func: Any, leaves: list[Any], out: Any) -> Any:
             return x
         return changed[id(x)] if id(x) in changed else VirtualTensor(x)
 
+    virtual = (x for x in leaves if isinstance(x, VirtualTensor))
+    if func.is_view and torch.is_inference_mode_enabled() and not any(x.is_inference() for x in virtual):
+        with torch.inference_mode(False):  # a view is of the kind that its tensor is
+            return tree_map(wrap, out)
     return tree_map(wrap, out)
 
 

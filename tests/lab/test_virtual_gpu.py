@@ -103,6 +103,14 @@ def test_changes_in_place_stay_on_the_device():
         assert x.tolist() == [1, 2, 2]
 
 
+def test_views_in_inference_mode_are_of_their_tensor_s_kind():
+    with virtual_gpu():
+        x = torch.zeros(3).to(DEVICE)
+        with torch.inference_mode():
+            assert not x.detach().is_inference() and x.clone().is_inference() and x.clone().detach().is_inference()
+        (x[1:].requires_grad_() * 2).sum().backward()
+
+
 def test_new_tensors_of_another_ones_shape():
     with virtual_gpu() as log:
         there = torch.ones_like(torch.zeros(3), device=DEVICE)
