@@ -21,8 +21,8 @@ from PIL import Image
 
 from lab.workflows.discovery import ROOT, Host
 
-#: Not the repository's name on purpose: nothing in the pack may depend on it.
-PACK_FOLDER = "likeness.some-other-folder"
+#: Not the repository's name on purpose: nothing in the pack may depend on it. (A dot would hide the help pages.)
+PACK_FOLDER = "ComfyUI-Likeness"
 
 
 class PromptError(AssertionError):
@@ -42,11 +42,13 @@ class Server:
     """Starts ComfyUI in an empty base directory that holds the pack under another folder name; stops it at the end.
 
     Args:
-        flags: of ComfyUI's command line, beside ``--cpu``.
+        folder: name of the pack's folder. flags: of ComfyUI's command line, beside ``--cpu``.
     """
 
-    def __init__(self, host: Host, base: Path, pack: Path = ROOT, flags: Sequence[str] = ()):
-        self.host, self.base, self.pack, self.flags = host, base, pack, flags
+    def __init__(
+        self, host: Host, base: Path, pack: Path = ROOT, flags: Sequence[str] = (), folder: str = PACK_FOLDER
+    ):
+        self.host, self.base, self.pack, self.flags, self.folder = host, base, pack, flags, folder
         self.log_file = base / "server.log"
         self.port = _free_port()
         self.url = f"http://127.0.0.1:{self.port}"
@@ -55,7 +57,7 @@ class Server:
     def __enter__(self) -> Server:
         for folder in ("custom_nodes", "input", "output", "temp", "user", "models"):
             (self.base / folder).mkdir(parents=True, exist_ok=True)
-        (self.base / "custom_nodes" / PACK_FOLDER).symlink_to(self.pack, target_is_directory=True)
+        (self.base / "custom_nodes" / self.folder).symlink_to(self.pack, target_is_directory=True)
         command = [self.host.python, "main.py", "--cpu", "--listen", "127.0.0.1", "--port", str(self.port)]
         command += ["--base-directory", str(self.base), "--database-url", "sqlite:///:memory:", "--disable-api-nodes"]
         command += self.flags

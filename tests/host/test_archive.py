@@ -55,11 +55,11 @@ def archive(checkout: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def unpacked(archive: Path, host: Host, object_info: dict[str, Any], tmp_path_factory) -> Iterator[Server]:
-    """A server with what is in the archive and nothing else."""
+    """A server with what is in the archive and nothing else, in a folder as a download unpacks to."""
     pack, base = tmp_path_factory.mktemp("unpacked"), tmp_path_factory.mktemp("archive-server")
     with zipfile.ZipFile(archive) as file:
         file.extractall(pack)
-    with Server(host, base, pack) as running:
+    with Server(host, base, pack, folder="likeness.1.0") as running:
         yield running
 
 
