@@ -54,7 +54,9 @@ def page(server: Server, request: pytest.FixtureRequest, tmp_path_factory: pytes
         tab.wait_for(READY, SLOW)
         time.sleep(2)
         yield tab
-        assert [error for error in tab.errors if PACK_FOLDER in json.dumps(error)] == []
+        told = map(json.dumps, tab.errors)
+        asked = f"/{HELPED}/en.md"  # where the front end looks before it takes the page beside that folder
+        assert [error for error in told if PACK_FOLDER in error and asked not in error] == []
     server.post("/settings", {"Comfy.VueNodes.Enabled": False, "Comfy.Locale": "en"})
 
 
@@ -71,30 +73,6 @@ def load(page: Page, graph: dict[str, Any]) -> None:
     time.sleep(1)
     page.run("(window.app.extensionManager?.command?.execute('Comfy.Canvas.FitView'), true)")
     time.sleep(2)
-
-
-@on(CANVAS)
-def test_template_browser_shows_whole_titles_and_every_thumbnail(page: Page, keep: Any) -> None:
-    category = f"[...document.querySelectorAll('[role=dialog] *')].find((e) => !e.children.length && {_ours('en')})"
-    page.run("(window.app.extensionManager.command.execute('Comfy.BrowseTemplates'), true)")
-    page.wait_for(category, SLOW)
-    page.run(f"({category}.click(), true)")
-    page.wait_for(f"{CARDS}.some((card) => card.textContent.includes('Demo - MagicID, one person'))", SLOW)
-    keep("template_browser")
-    for number in range(len(FILES)):  # cards, and their pictures, come as one scrolls down
-        card = f"{CARDS}[{number}]"
-        page.wait_for(f"({card}?.scrollIntoView(), {card}?.querySelector('img')?.naturalWidth > 0)", SLOW)
-    titles = page.run(f"{CARDS}.map((card) => card.querySelector('h3').textContent.trim())")
-    assert sorted(titles) == [file.stem for file in FILES]
-    cut = page.run(f"{CARDS}.map((card) => card.querySelector('h3')).filter((e) => e.scrollHeight > e.clientHeight)"
-                   ".map((e) => e.textContent)")  # fmt: skip
-    assert cut == []
-    page.run("(document.querySelector('[role=dialog] [aria-label=Close]')?.click(), true)")
-
-
-def _ours(language: str) -> str:
-    texts = json.loads((ROOT / "locales" / language / "main.json").read_text("utf-8"))
-    return f"e.textContent.trim() === {json.dumps(texts['templateWorkflows']['category'][PACK_FOLDER])}"
 
 
 @on(CANVAS, VUE)
@@ -156,3 +134,27 @@ def test_a_page_of_help_shows_its_picture(page: Page, keep: Any, request: pytest
     keep(f"help_{language}")
     named = json.loads((ROOT / "locales" / language / "nodeDefs.json").read_text("utf-8"))[HELPED]["display_name"]
     assert page.run("document.querySelector('.node-help-content h1').textContent") == named
+
+
+@on(CANVAS)
+def test_template_browser_shows_whole_titles_and_every_thumbnail(page: Page, keep: Any) -> None:
+    """The last test of its page: the browser lies over the graph."""
+    category = f"[...document.querySelectorAll('[role=dialog] *')].find((e) => !e.children.length && {_ours('en')})"
+    page.run("(window.app.extensionManager.command.execute('Comfy.BrowseTemplates'), true)")
+    page.wait_for(category, SLOW)
+    page.run(f"({category}.click(), true)")
+    page.wait_for(f"{CARDS}.some((card) => card.textContent.includes('Demo - MagicID, one person'))", SLOW)
+    keep("template_browser")
+    for number in range(len(FILES)):  # cards, and their pictures, come as one scrolls down
+        card = f"{CARDS}[{number}]"
+        page.wait_for(f"({card}?.scrollIntoView(), {card}?.querySelector('img')?.naturalWidth > 0)", SLOW)
+    titles = page.run(f"{CARDS}.map((card) => card.querySelector('h3').textContent.trim())")
+    assert sorted(titles) == [file.stem for file in FILES]
+    cut = page.run(f"{CARDS}.map((card) => card.querySelector('h3')).filter((e) => e.scrollHeight > e.clientHeight)"
+                   ".map((e) => e.textContent)")  # fmt: skip
+    assert cut == []
+
+
+def _ours(language: str) -> str:
+    texts = json.loads((ROOT / "locales" / language / "main.json").read_text("utf-8"))
+    return f"e.textContent.trim() === {json.dumps(texts['templateWorkflows']['category'][PACK_FOLDER])}"
