@@ -49,6 +49,8 @@ PERSON = {
     "garment_colour": "white", "accessory": "none", "accessory_colour": "red", "expression": "none", "layout": 0,
     "size": 256,
 }  # fmt: skip
+#: of a reference whose *prompt* is linked: the Vue renderer then shows that input though it is an advanced one
+PROMPTED = [280, 290]
 MASK_OUTPUTS = {"person": 1, "face": 2, "accessory": 3}
 CAPTION = 4
 
@@ -123,6 +125,7 @@ def miniature_sources(example: Example) -> Prompt:
         nodes[f"picture{i}"] = node("LikenessMiniatureSample", source.title, **source.drawn)
         nodes[f"reference{i}"] = reference(source, i, [f"picture{i}", MASK_OUTPUTS[source.mask]], source.drawn_weight)
         nodes[f"reference{i}"]["inputs"]["prompt"] = [f"picture{i}", CAPTION]
+        nodes[f"reference{i}"]["_meta"]["size"] = PROMPTED
         nodes[f"shown{i}"] = node("PreviewImage", source.title, [220, 240], images=[f"picture{i}", 0])
     return nodes
 

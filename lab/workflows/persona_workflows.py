@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from lab.workflows.layout import Prompt, node
-from lab.workflows.magicface_workflows import CAPTION, MAN, MASK_OUTPUTS, PERSON, SCARF, Made
+from lab.workflows.magicface_workflows import CAPTION, MAN, MASK_OUTPUTS, PERSON, PROMPTED, SCARF, Made
 from lab.workflows.models import SD15
 from lab.workflows.notes import Note
 
@@ -132,7 +132,8 @@ def reference(picture: str, concept: str, mask: int, prompt: Any, **changes: Any
         "image": [picture, 0], "concept": concept, "mask": [picture, mask], "prompt": prompt,
         "weight": MAN.drawn_weight,
     }  # fmt: skip
-    return node("LikenessMagicFaceReference", None, None, **{**values, **changes})
+    size = PROMPTED if isinstance(prompt, list) else None
+    return node("LikenessMagicFaceReference", None, size, **{**values, **changes})
 
 
 def with_magicface(
