@@ -20,7 +20,7 @@ from lab.workflows.workflow import to_api
 READY = "window.app?.graph && window.LiteGraph?.registered_node_types?.LikenessMiniatureLoader"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def page(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
     """The front end of the running server, loaded and past its first-start screens."""
     program = find_chromium()
