@@ -373,6 +373,9 @@ class _Dispatch(TorchDispatchMode):
         self.log = log
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        if torch.is_inference_mode_enabled() and func._can_decompose():  # there a composite operation comes whole
+            with self:
+                return func.decompose(*args, **(kwargs or {}))
         return _dispatch(func, args, kwargs or {}, self.log)
 
 

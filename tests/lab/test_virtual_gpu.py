@@ -103,11 +103,13 @@ def test_changes_in_place_stay_on_the_device():
         assert x.tolist() == [1, 2, 2]
 
 
-def test_views_in_inference_mode_are_of_their_tensor_s_kind():
-    with virtual_gpu():
+def test_inference_mode_is_followed():
+    with virtual_gpu() as log:
         x = torch.zeros(3).to(DEVICE)
         with torch.inference_mode():
             assert not x.detach().is_inference() and x.clone().is_inference() and x.clone().detach().is_inference()
+            log.clear()
+            assert torch.zeros(3).to(device=DEVICE, dtype=torch.float16).device == DEVICE and log.syncs == 1
         (x[1:].requires_grad_() * 2).sum().backward()
 
 

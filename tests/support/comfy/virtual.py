@@ -30,6 +30,39 @@ def host_on_virtual_gpu() -> Iterator[Log]:
         yield log
 
 
+@contextlib.contextmanager
+def card(room: int) -> Iterator[Log]:
+    """While the context is open the host manages the virtual GPU's memory itself, a card of ``room`` bytes.
+
+    Nothing of it is kept for other programs; what models take there is counted, what they compute is not.
+    """
+
+    def free(_: Any = None, torch_free_too: bool = False) -> Any:
+        left = room - sum(loaded.model_loaded_memory() for loaded in on_card())
+        return (left, left) if torch_free_too else left
+
+    with pytest.MonkeyPatch.context() as patch, virtual_gpu() as log:
+        patch.setattr(management, "current_loaded_models", [])
+        patch.setattr(management, "vram_state", management.VRAMState.NORMAL_VRAM)
+        patch.setattr(management, "minimum_inference_memory", lambda: 0)
+        patch.setattr(management, "extra_reserved_memory", lambda: 0)
+        patch.setattr(management, "get_free_memory", free)
+        yield log
+
+
+def on_card() -> list[Any]:
+    """What the host has loaded on the virtual GPU."""
+    loaded = management.current_loaded_models
+    return [one for one in loaded if one.device == DEVICE and one.model is not None]
+
+
+def for_card(patcher: Any) -> Any:
+    """A patcher whose model the host brings to the virtual GPU when it is wanted, in place."""
+    patcher.detach()
+    patcher.load_device = DEVICE
+    return patcher
+
+
 def on_virtual_gpu(patcher: Any, dtype: torch.dtype = torch.float16, weights_there: bool = True) -> Any:
     """A ``MODEL`` moved there, in place, its UNet in half precision.
 
