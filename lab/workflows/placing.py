@@ -34,7 +34,7 @@ STARTS = {
 }
 SHOWS = ("SaveImage", "PreviewImage")
 #: what stands in one column with what reads it, and with what it reads; as do nodes of one kind in a chain
-ABOVE = ("PrimitiveStringMultiline", "LikenessPersonaTrainOptions", "SolidMask")
+ABOVE = ("PrimitiveStringMultiline", "SolidMask")
 BELOW = ("VAEDecode", "LikenessDetectFaces", "LikenessMagicIdRegions", "InvertMask")
 
 Prompt = Mapping[str, Mapping[str, Any]]
