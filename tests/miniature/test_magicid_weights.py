@@ -38,7 +38,7 @@ def test_one_person_is_known_and_the_prompt_kept(lab):
     cases = single_cases(PEOPLE, lab.pipeline.side)
     rivals = rivals_of(lab, cases)
     seen = {
-        name: [measure_single(lab, case, [1], SINGLE[name], rivals, i) for i, case in enumerate(cases)]
+        name: [measure_single(lab, case, lab.draw(case, [1], SINGLE[name]), rivals) for case in cases]
         for name in ("vanilla", "UNet")
     }
     means = {name: np.mean([case.similarity for case in found]) for name, found in seen.items()}
@@ -48,7 +48,8 @@ def test_one_person_is_known_and_the_prompt_kept(lab):
 
 
 def test_two_people_stay_apart(lab):
-    found = [measure_group(lab, case, [1], GROUPS["MGMICA"]) for case in pair_cases(PAIRS, lab.pipeline.side)]
+    cases = pair_cases(PAIRS, lab.pipeline.side)
+    found = [measure_group(lab, case, lab.draw(case, [1], GROUPS["MGMICA"])) for case in cases]
     own, other, wrong = ([v for f in found for v in getattr(f, part)] for part in ("own", "other", "wrong"))
     assert len(own) >= PAIRS and np.mean(own) >= 0.2 and np.mean(own) >= np.mean(other) + 0.15
     assert sum(wrong) <= 0.3 * len(wrong)
