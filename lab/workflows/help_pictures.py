@@ -16,7 +16,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from lab.workflows.browser import SETTINGS, Page, find_chromium
+from lab.workflows.browser import READY, SETTINGS, Page, find_chromium
 from lab.workflows.discovery import ROOT, hosts, why_none
 from lab.workflows.files import workflow_file
 from lab.workflows.server import Server
@@ -25,7 +25,6 @@ FOLDER = ROOT / "js" / "docs"
 WIDTH, MARGIN, QUALITY = 340, 16, 80
 #: no badge with the folder's name
 PLAIN = {**SETTINGS, "Comfy.VueNodes.Enabled": True, "Comfy.NodeBadge.NodeSourceBadgeMode": "None"}
-READY = "window.app?.graph && window.LiteGraph?.registered_node_types?.LikenessMiniatureLoader"
 #: node -> demo whose thumbnail shows what it does
 DEMOS = {
     "LikenessMiniatureLoader": "Demo - first pictures",

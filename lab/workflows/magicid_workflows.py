@@ -66,6 +66,18 @@ def saved() -> Prompt:
     return {"save": node("SaveImage", "With the people", [320, 360], images=["decode", 0], filename_prefix=NAME)}
 
 
+def places_in(picture: str, last: int) -> Prompt:
+    """The faces of a node's picture as places of a chain's people, and who gets which."""
+    return {
+        "faces": node("LikenessDetectFaces", None, None, image=[picture, 0]),
+        "regions": node(
+            "LikenessMagicIdRegions", None, None,
+            where=["faces", 0], image=[picture, 0], identities=[f"identity{last}", 0], order="", grow=1.3,
+        ),
+        "who": node("PreviewImage", PLACES_TITLE, [320, 340], images=["regions", 1]),
+    }  # fmt: skip
+
+
 def on_draft(graph: Prompt, last: int) -> Prompt:
     """A draft without the people, whose faces are their places; then the same seed with them."""
     draft = {key: graph[key] for key in ("positive", "negative", "latent")}
@@ -73,12 +85,7 @@ def on_draft(graph: Prompt, last: int) -> Prompt:
     return {
         **draft,
         "draft_decode": node("VAEDecode", "Draft", samples=["draft", 0], vae=["checkpoint", 2]),
-        "faces": node("LikenessDetectFaces", None, None, image=["draft_decode", 0]),
-        "regions": node(
-            "LikenessMagicIdRegions", None, None,
-            where=["faces", 0], image=["draft_decode", 0], identities=[f"identity{last}", 0], order="", grow=1.3,
-        ),
-        "who": node("PreviewImage", PLACES_TITLE, [320, 340], images=["regions", 1]),
+        **places_in("draft_decode", last),
         **applied(graph, last, regions=["regions", 0]),
     }  # fmt: skip
 
@@ -106,13 +113,8 @@ def posed(graph: Prompt, last: int) -> Prompt:
             "ImagePadForOutpaint", "Head out of the middle", image=["posing", 0], left=128, top=0, right=0, bottom=128,
             feathering=0,
         ),
-        "faces": node("LikenessDetectFaces", None, None, image=["border", 0]),
+        **places_in("border", last),
         **landmarks(),
-        "regions": node(
-            "LikenessMagicIdRegions", None, None,
-            where=["faces", 0], image=["border", 0], identities=[f"identity{last}", 0], order="", grow=1.3,
-        ),
-        "who": node("PreviewImage", PLACES_TITLE, [320, 340], images=["regions", 1]),
         **applied(graph, last, regions=["regions", 0], pose=["landmarks", 0]),
     }  # fmt: skip
 

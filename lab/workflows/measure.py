@@ -14,14 +14,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-from lab.workflows.browser import SETTINGS, Page, find_chromium
+from lab.workflows.browser import READY, SETTINGS, Page, find_chromium
 from lab.workflows.discovery import hosts, why_none
 from lab.workflows.make import every_prompt
 from lab.workflows.server import Server
 
 FILE = Path(__file__).with_name("node_sizes.json")
 WIDTH, STEP = 340, 1600
-READY = "window.app?.graph && window.LiteGraph?.registered_node_types?.LikenessMiniatureLoader"
 CANVAS = """window.app.graph.nodes.map((node) => {
   return [node.type, Math.max(node.computeSize()[1], node.size[1])];
 })"""

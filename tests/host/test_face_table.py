@@ -10,13 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from lab.workflows.browser import SETTINGS, Page, find_chromium
+from lab.workflows.browser import READY, SETTINGS, Page, find_chromium
 from lab.workflows.files import workflow_file
 from lab.workflows.layout import node, to_ui
 from lab.workflows.server import Server
 
 WORKFLOW = workflow_file("Demo - DIIR, faces of two people")
-READY = "window.app?.graph && window.LiteGraph?.registered_node_types?.LikenessDiirFaceRepair"
 NODE = "window.app.graph.nodes.find((node) => node.type === 'LikenessDiirFaceRepair')"
 WHICH = f"{NODE}.widgets.find((widget) => widget.name === 'which').value"
 BOXES = "[...document.querySelectorAll('.likeness-faces input[type=checkbox]')]"

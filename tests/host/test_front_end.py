@@ -12,12 +12,10 @@ from typing import Any
 import pytest
 
 from lab.workflows.blueprint import FOLDER, unfolded
-from lab.workflows.browser import SETTINGS, Page, find_chromium
+from lab.workflows.browser import READY, SETTINGS, Page, find_chromium
 from lab.workflows.files import FILES
 from lab.workflows.server import PACK_FOLDER, Server
 from lab.workflows.workflow import to_api
-
-READY = "window.app?.graph && window.LiteGraph?.registered_node_types?.LikenessMiniatureLoader"
 
 
 @pytest.fixture(scope="module")

@@ -15,12 +15,11 @@ from typing import Any
 
 import pytest
 
-from lab.workflows.browser import SETTINGS, Page, find_chromium
+from lab.workflows.browser import READY, SETTINGS, Page, find_chromium
 from lab.workflows.discovery import ROOT
 from lab.workflows.files import FILES, workflow_file
 from lab.workflows.server import PACK_FOLDER, Server
 
-READY = "window.app?.graph && window.LiteGraph?.registered_node_types?.LikenessMiniatureLoader"
 SLOW = 600  # seconds that the front end may take where the machine does other things
 SHOWN = ("Demo - MagicFace, two people", "Demo - PersonaMagic, learn a person", "MagicFace - one person")
 CANVAS, VUE, CHINESE = ("canvas", False, "en"), ("vue", True, "en"), ("chinese", True, "zh")
