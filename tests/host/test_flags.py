@@ -15,7 +15,7 @@ from lab.workflows.workflow import to_api
 #: Nothing is kept between nodes and prompts, models leave memory at once, and attention is another kernel's.
 FLAGS = ("--cache-none", "--disable-smart-memory", "--use-quad-cross-attention", "--fast")
 GRAPHS = ("Demo - MagicFace, one person", "Demo - DIIR, a small face repaired",
-          "Demo - MagicID, two people in their places")  # fmt: skip
+          "Demo - MagicID, two people")  # fmt: skip
 #: Of 255 levels: another attention kernel sums in another order.
 NEAR = 1.0
 

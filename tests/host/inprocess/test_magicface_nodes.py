@@ -125,7 +125,7 @@ def test_a_word_missing_from_the_prompt_is_named(parts):
 def test_a_model_without_a_unet_is_refused(parts):
     model = parts.model.clone()
     model.add_object_patch("diffusion_model", torch.nn.Linear(1, 1))
-    with pytest.raises(LikenessError, match=r"MagicFace Apply: model: got a Linear.*SD1.x"):
+    with pytest.raises(LikenessError, match=r"MagicFace Apply: model: got a model without a UNet.*SD1.x"):
         run_apply(parts, chain("man"), model=model)
 
 

@@ -169,7 +169,7 @@ def test_a_folded_pose_picture(parts, control):
     [
         (lambda p, c, h: apply(p.model, instantid(p, 1.0), control_net=h), "pose.*nothing"),
         (lambda p, c, h: apply(p.model, own(p, c, 1.0)), "acts through its ControlNet only"),
-        (lambda p, c, h: put(p, instantid(p, 1.0), control_net=object()), "control_net.*object"),
+        (lambda p, c, h: put(p, instantid(p, 1.0), control_net=object()), "control_net.*another network"),
         (lambda p, c, h: put(p, None, control_net=other_family(p, c)), "control_net.*for text of 48"),
         (lambda p, c, h: build({k: v for k, v in c.state_dict().items() if "mid" not in k}, p.model, "x"), "of x"),
     ],
