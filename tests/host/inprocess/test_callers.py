@@ -7,8 +7,8 @@ a :class:`Treatment` (a few lines), a caller a :class:`Caller`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
@@ -25,14 +25,14 @@ from likeness.hosts.comfy.magicid import apply as magicid
 from likeness.hosts.comfy.persona import apply as comfy_persona
 
 CLOSE = {"rtol": 1e-3, "atol": 1e-3}
-SIZE = (16, 16)
+#: Two levels at which every treatment acts; what a row is depends on neither their number nor the UNet's depth.
+SAMPLING = {"size": (16, 16), "steps": 2, "scheduler": "simple"}
 
 
 @pytest.fixture(scope="module")
 def parts(parts: Any) -> Any:
-    """The tiny checkpoint in float64: callers lay the same rows in other batches, which must not matter."""
-    tiny.in_float64(parts.model)
-    return parts
+    """A shallow UNet in float64: callers lay the same rows in other batches, which must not matter."""
+    return replace(parts, model=tiny.in_float64(tiny.model(tiny.diffusers_unet(layers_per_block=1))))
 
 
 # -- systems: what is put on a model ---------------------------------------------------------------------------------
@@ -151,6 +151,20 @@ def twice(apply_model: Callable, args: dict) -> torch.Tensor:
     return made[: rows // 2]
 
 
+def other_order(apply_model: Callable, args: dict) -> torch.Tensor:
+    """The chunks of a call the other way round, told in the options."""
+    x, t, c = args["input"], args["timestep"], args["c"]
+    chunks = len(args["cond_or_uncond"])
+
+    def turned(rows: Any) -> Any:
+        many = isinstance(rows, torch.Tensor) and rows.shape[0] == x.shape[0]
+        return torch.cat(rows.chunk(chunks)[::-1]) if many else rows
+
+    told = {name: c["transformer_options"][name][::-1] for name in ("cond_or_uncond", "uuids")}
+    turned_c = {k: turned(v) for k, v in c.items()} | {"transformer_options": {**c["transformer_options"], **told}}
+    return turned(apply_model(turned(x), turned(t), **turned_c))
+
+
 def windows(model: Any) -> Any:
     """The host's context windows over the batch: two pictures at a time."""
     from comfy.context_windows import (
@@ -195,6 +209,13 @@ def quarters(positive: list) -> list:
     return [[text, {**extra, "area": (16, 8, 0, 0)}], [text, {**extra, "area": (16, 8, 0, 8)}]]
 
 
+def masked_quarters(positive: list) -> list:
+    """As Conditioning (Set Mask) with *mask bounds*: each half is sampled by itself, in its box."""
+    ((text, extra),) = positive
+    left = halves()[:1]
+    return [[text, {**extra, "mask": m, "mask_strength": 1.0, "set_area_to_bounds": True}] for m in (left, 1 - left)]
+
+
 def flipped(sigmas: torch.Tensor) -> torch.Tensor:
     """As the host's Flip Sigmas: from the picture to noise, for unsampling."""
     back = sigmas.flip(0)
@@ -213,17 +234,19 @@ CALLERS = [
     Caller("tiles one by one", tiled(1), like="tiles one by one"),
     Caller("tiles by twos", tiled(2), like="tiles one by one"),
     Caller("tiles together", tiled(4), like="tiles one by one"),
-    Caller("tiles together, batch", tiled(4), like="tiles one by one, batch", sampling={"batch": 2}),
     Caller("tiles one by one, batch", tiled(1), like="tiles one by one, batch", sampling={"batch": 2}),
+    Caller("tiles together, batch", tiled(4), like="tiles one by one, batch", sampling={"batch": 2}),
     Caller("areas", positive=quarters, like="areas"),
     Caller("areas row by row", wrapped(row_by_row), quarters, like="areas"),
+    Caller("masks with bounds", positive=masked_quarters, like="masks with bounds"),
+    Caller("chunks in the other order", wrapped(other_order)),
     Caller("flipped schedule", like="flipped schedule", sampling={"levels": flipped, "cfg": 2.0}),
 ]
 BY_NAME = {caller.name: caller for caller in CALLERS}
 
 
 def sample(parts: Any, caller: Caller, model: Any, positive: list) -> torch.Tensor:
-    return tiny.sample(caller.wrap(model), caller.positive(positive), parts.negative, size=SIZE, **caller.sampling)
+    return tiny.sample(caller.wrap(model), caller.positive(positive), parts.negative, **SAMPLING, **caller.sampling)
 
 
 def plain_prompt(parts: Any) -> list:
@@ -252,25 +275,31 @@ def made(parts: Any) -> Callable[[Caller, Treatment | None], torch.Tensor]:
     return sampled
 
 
+@pytest.fixture(scope="module", params=CALLERS, ids=lambda caller: caller.name)
+def called(parts: Any, made: Callable, request: pytest.FixtureRequest) -> Iterator[tuple[Caller, torch.Tensor]]:
+    """A caller and its vanilla picture, which is the same when every treatment has been there."""
+    vanilla = made(request.param, None)
+    yield request.param, vanilla
+    assert torch.equal(sample(parts, request.param, parts.model, plain_prompt(parts)), vanilla), "something stayed"
+
+
 @pytest.mark.parametrize("treatment", TREATMENTS, ids=lambda treatment: treatment.name)
-@pytest.mark.parametrize("caller", CALLERS, ids=lambda caller: caller.name)
-def test_caller(parts: Any, made: Callable, caller: Caller, treatment: Treatment, caplog: Any) -> None:
-    vanilla = made(caller, None)
-    assert torch.equal(sample(parts, caller, *treatment.patch(parts, 0.0)), vanilla)
+def test_caller(parts: Any, made: Callable, called: tuple, treatment: Treatment, caplog: Any) -> None:
+    caller, vanilla = called
     with caplog.at_level("WARNING", logger="likeness"):
-        out = sample(parts, caller, *treatment.patch(parts, 1.0))
+        out = made(caller, treatment)
     assert not [record for record in caplog.records if record.name == "likeness"]
+    assert torch.equal(sample(parts, caller, *treatment.patch(parts, 0.0)), vanilla)
     assert not torch.allclose(out, vanilla, **CLOSE)
     known = BY_NAME[caller.like or "plain"]
     assert_same_effect((out, vanilla), (made(known, treatment), made(known, None)))
-    assert torch.equal(sample(parts, caller, parts.model, plain_prompt(parts)), vanilla)
 
 
 def test_a_picture_of_a_batch_is_the_picture_alone(parts: Any) -> None:
     model, positive = magicface(alpha=0.0)(parts, 1.0)
-    batch = tiny.sample(model, positive, parts.negative, size=SIZE, batch=3)
+    batch = tiny.sample(model, positive, parts.negative, **SAMPLING, batch=3)
     for n in range(3):
-        alone = tiny.sample(model, positive, parts.negative, size=SIZE, seed=n)
+        alone = tiny.sample(model, positive, parts.negative, **SAMPLING, seed=n)
         torch.testing.assert_close(batch[n : n + 1], alone, **CLOSE)
 
 
@@ -297,7 +326,7 @@ def test_one_noise_level_is_left_alone(parts: Any, sigmas: list[float]) -> None:
     for patched in (model, parts.model):
         guider = comfy.samplers.CFGGuider(patched)
         guider.set_conds(positive, parts.negative)
-        noise = tiny.noise(SIZE)
+        noise = tiny.noise()
         with torch.inference_mode():
             sampler = comfy.samplers.sampler_object("euler")
             outs.append(

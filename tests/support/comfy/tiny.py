@@ -74,7 +74,7 @@ def diffusers_unet(seed: int = 0, **config: Any) -> Any:
 def model(unet: Any | None = None) -> Any:
     """ComfyUI's MODEL with the weights of ``unet`` (a fresh one when None), told to be 128 pixels wide by nature."""
     unet = unet or diffusers_unet()
-    patcher = miniature.model_from_unet({**UNET, "in_channels": unet.config.in_channels}, unet.state_dict())
+    patcher = miniature.model_from_unet({name: unet.config[name] for name in UNET}, unet.state_dict())
     patcher.set_attachments("likeness_native_side", 128)
     return patcher
 
