@@ -32,6 +32,7 @@ from likeness.hosts.diffusers.pipeline import Pipeline
 from likeness.miniature.faces import MiniatureDetector, MiniatureEmbedder
 from likeness.miniature.world.placed import sample_placed
 from likeness.miniature.world.render import ground_truth
+from likeness.miniature.world.spec import clothed
 
 #: How far a face must lie on the place it was meant for (IoU), as in the paper's protocol.
 PLACED = 0.5
@@ -62,9 +63,8 @@ GROUPS: dict[str, dict] = {
     "MGMICA in both": {"pose": SKELETON},
     "one at a time, inpainted": {"places": ("unet",), "inpaint": True},
     "one at a time, inpainted, pose": {"places": ("unet",), "pose": SKELETON, "inpaint": True},
+    "MagicFace, the same regions": {"magicface": True},
 }
-#: People who are told apart by their words, as MagicFace's references must be.
-PAIRS: dict[str, dict] = {**GROUPS, "MagicFace, the same regions": {"magicface": True}}
 
 
 @dataclass(frozen=True, eq=False)
@@ -213,13 +213,16 @@ def measure_group(lab: Lab, case: Case, images: Tensor) -> Group:
 
 
 def placed_cases(count: int, side: int, people: int, seed: int = 3000) -> list[Case]:
-    """Held-out people anywhere in the picture, left to right; eyes open and nothing before them."""
+    """Held-out people anywhere in the picture, left to right; eyes open and nothing before them.
+
+    Each is called by a phrase ("woman wearing a red shirt"), as in :func:`pair_cases`.
+    """
     cases = []
     for i in range(count):
         rng = random.Random(seed + i)
         picture = sample_placed(rng, people, held_out=True)
         figures = tuple(replace(f, item=None, expression="") for f in picture.figures)
-        who = tuple(reference_person(figure.identity, rng, side) for figure in figures)
+        who = tuple(replace(reference_person(f.identity, rng, side), word=clothed(f)) for f in figures)
         cases.append(Case(who, replace(picture, figures=figures, style="flat")))
     return cases
 
@@ -243,7 +246,7 @@ SECTIONS: dict[str, Section] = {
     "single": Section("One person", SINGLE, single_cases),
     "centred": Section("Pose, where the model draws people by itself", POSES, single_cases),
     "off centre": Section("Pose, off the centre", POSES, lambda count, side: placed_cases(count, side, 1)),
-    "two": Section("Two people side by side", PAIRS, pair_cases),
+    "two": Section("Two people side by side", GROUPS, pair_cases),
     "two anywhere": Section("Two people anywhere", GROUPS, lambda count, side: placed_cases(count, side, 2), 1),
     "three": Section("Three people anywhere", GROUPS, lambda count, side: placed_cases(count, side, 3), 1),
 }

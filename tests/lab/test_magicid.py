@@ -16,7 +16,7 @@ from support.magicid_tiny import tiny_model
 
 from lab import magicid
 from lab.evaluation import magicid_repair, magicid_sheet
-from lab.evaluation.magicid import PAIRS, PLACED, SECTIONS, Lab, placed_cases
+from lab.evaluation.magicid import GROUPS, PLACED, SECTIONS, Lab, placed_cases
 from lab.evaluation.magicid_directions import directions
 from lab.evaluation.magicid_rivals import inpaint
 from lab.evaluation.magicid_sheet import PEOPLE, WAYS, sheet_of
@@ -303,7 +303,7 @@ def test_each_way_of_two_people_draws_and_is_shown(tmp_path, monkeypatch):
     """Two steps of the trained weights: each way makes another picture of the same pair."""
     pipeline, weights = miniature(), magicid.load_magicid(weights_file("magicid"))
     lab, store = Lab(pipeline, weights, None, steps=2), PictureFile(tmp_path)
-    section = {"two": replace(SECTIONS["two"], variants={way: PAIRS[way] for way in WAYS})}
+    section = {"two": replace(SECTIONS["two"], variants={way: GROUPS[way] for way in WAYS})}
     monkeypatch.setattr(magicid.measure, "SECTIONS", section)
     for key, compute in magicid.measure.work(lab, 1, 1, ["two"], store.keep):
         store.record(key, compute)
