@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from comfy_api.latest import ComfyExtension, io
 
 WEB_DIRECTORY = "./js"
@@ -18,5 +20,10 @@ class LikenessExtension(ComfyExtension):
 
 
 async def comfy_entrypoint() -> ComfyExtension:
-    """Called once by ComfyUI at start-up."""
+    """Called once by ComfyUI at start-up; puts the pictures that the templates load into its input folder."""
+    import folder_paths
+
+    from .likeness.hosts.comfy.samples import put_samples
+
+    put_samples(Path(folder_paths.get_input_directory()))  # not in on_load, which ComfyUI 0.8 never calls
     return LikenessExtension()

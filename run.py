@@ -38,7 +38,7 @@ COMMANDS = {
     "miniature": ("lab.miniature", "", "the drawn model: train, report"),
     "evaluation": ("lab.evaluation.command", "", "the papers' metrics over folders of pictures"),
     "prove": ("lab.prove", "", "what the miniature shows of the papers, and docs/results.md of it"),
-    "dev": ("lab.dev", "", "for developers: workflows, sizes, locales, thumbnails, help, hero, requirements"),
+    "dev": ("lab.dev", "", "for developers: workflows, sizes, locales, thumbnails, help, samples, hero, requirements"),
 }
 
 #: the first command of a part of the help -> its heading

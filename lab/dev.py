@@ -12,6 +12,7 @@ VERBS = {
     "locales": (elsewhere("lab.workflows.locales"), "write the files of locales/"),
     "thumbnails": (elsewhere("lab.workflows.thumbnails"), "make the pictures beside them"),
     "help": (elsewhere("lab.workflows.help_pictures"), "make the pictures of the help pages"),
+    "samples": (elsewhere("lab.workflows.samples"), "draw the pictures that templates load (needs no ComfyUI)"),
     "hero": (elsewhere("lab.hero"), "draw the pictures at the head of README.md (needs no ComfyUI)"),
     "requirements": (elsewhere("lab.requirements"), "write requirements.txt from pyproject.toml (needs no ComfyUI)"),
 }

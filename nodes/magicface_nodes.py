@@ -95,7 +95,7 @@ class MagicFaceReference(io.ComfyNode):
     ) -> io.NodeOutput:
         item = given_concept(image, mask, concept, prompt, weight, region)
         chain = References((*(references.concepts if references else ()), item))
-        note = "" if mask is not None else f"No mask: the whole picture stands for '{item.name}'."
+        note = "" if item.masks is not None else f"No mask: the whole picture stands for '{item.name}'."
         return io.NodeOutput(chain, ui=ui.PreviewText(note) if note else None)
 
 

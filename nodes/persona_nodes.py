@@ -13,7 +13,7 @@ from ..likeness.core.persona.tandem import TandemConfig
 from ..likeness.drawing.curves import draw_iou, draw_loss
 from ..likeness.faces.interface import FaceModels
 from ..likeness.hosts.comfy.compat import ADVANCED, schema
-from ..likeness.hosts.comfy.images import mask_to_torch, to_torch
+from ..likeness.hosts.comfy.images import mask_to_torch, painted, to_torch
 from ..likeness.hosts.comfy.persona import files
 from ..likeness.hosts.comfy.persona.apply import apply
 from ..likeness.hosts.comfy.persona.text import NamedPersona, Personas, join
@@ -116,6 +116,7 @@ class PersonaTrain(io.ComfyNode):
         options: TrainOptions | None = None,
     ) -> io.NodeOutput:
         pictures = to_torch(image)
+        mask = painted(mask)
         masks = None if mask is None else mask_to_torch(mask, source="Persona Train: mask")
         options = options or TrainOptions()
         learned = learn(model, clip, vae, pictures, masks, supercategory, options)

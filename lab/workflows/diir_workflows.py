@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from lab.workflows import samples
 from lab.workflows.layout import Prompt, node
 from lab.workflows.magicface_workflows import LEFT, MAN, PERSON, Example, Made, Source, miniature_sources
 from lab.workflows.models import SD15, SDXL, UPSCALER
@@ -63,7 +64,7 @@ def photo_reference(checkpoint: dict[str, Any], negative: str = "blurry, low qua
     """A checkpoint and the user's picture of the person."""
     return {
         "checkpoint": checkpoint,
-        "picture": node("LoadImage", "The person (paint the mask)", [280, 330], image="example.png"),
+        "picture": node("LoadImage", "The person (paint the mask)", [280, 330], image=samples.MAN),
         "reference": node(
             "LikenessMagicFaceReference",
             image=["picture", 0], concept="man", weight=3.0, mask=["picture", 1],
@@ -87,7 +88,7 @@ def photograph() -> Prompt:
     """A photograph repaired, then enlarged by the host's own nodes."""
     graph = {
         **photo_reference(node("CheckpointLoaderSimple", ckpt_name=SD15)),
-        "photograph": node("LoadImage", "The photograph", [280, 330], image="example.png"),
+        "photograph": node("LoadImage", "The photograph", [280, 330], image=samples.GROUP),
         **repaired(
             ["photograph", 0],
             "a photo of {person}, portrait",

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from lab.workflows import samples
 from lab.workflows.layout import Prompt, node
 from lab.workflows.models import SD15
 from lab.workflows.notes import Note
@@ -17,7 +18,7 @@ class Source:
 
     Attributes:
         concept: its word. title: what the picture shows. mask: output of the drawn person that is its mask.
-        drawn: the Miniature Sample node's inputs, none where there is no demo.
+        drawn: the Miniature Sample node's inputs, none where there is no demo. photo: of :mod:`.samples`.
         weight, drawn_weight: of the reference with a user's checkpoint, and on the miniature.
         prompt: of the reference's own pass with a user's checkpoint (the miniature's samples bring their caption).
         region: which of :data:`REGIONS` in the new picture is its own, if any.
@@ -28,6 +29,7 @@ class Source:
     mask: str
     drawn: Mapping[str, Any]
     prompt: str
+    photo: str = samples.MAN
     weight: float = 3.0
     drawn_weight: float = 1.0
     region: str | None = None
@@ -61,6 +63,7 @@ SCARF = Source(
     "accessory",
     {**PERSON, "identity": 12, "accessory": "scarf", "accessory_colour": "orange", "layout": 3},
     "a photo of a scarf",
+    samples.SCARF,
     weight=2.0,
 )
 TEXTURE = Source(
@@ -69,10 +72,12 @@ TEXTURE = Source(
     "",
     {},
     "a close-up photo of knitted wool",
+    samples.KNIT,
     weight=2.0,
 )
 LEFT = Source(
-    "woman", "The woman", "person", {**PERSON, "identity": 20, "garment": "dress"}, "a photo of a woman", region="left"
+    "woman", "The woman", "person", {**PERSON, "identity": 20, "garment": "dress"}, "a photo of a woman", samples.WOMAN,
+    region="left",
 )
 RIGHT = Source("man", "The man", "person", PERSON, "a photo of a man", region="right")
 DRAWN = Source("man", "A drawn person", "", {}, "a drawing of a man")
@@ -134,7 +139,7 @@ def photo_sources(example: Example) -> Prompt:
     """The user's pictures, with masks painted in the front end, chained."""
     nodes: Prompt = {}
     for i, source in enumerate(example.sources):
-        nodes[f"picture{i}"] = node("LoadImage", f"{source.title} (paint its mask)", [280, 330], image="example.png")
+        nodes[f"picture{i}"] = node("LoadImage", f"{source.title} (paint its mask)", [280, 330], image=source.photo)
         nodes[f"reference{i}"] = reference(source, i, [f"picture{i}", 1], source.weight)
         nodes[f"reference{i}"]["inputs"]["prompt"] = source.prompt
     return nodes

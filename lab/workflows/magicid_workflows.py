@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from lab.workflows import models
+from lab.workflows import models, samples
 from lab.workflows.diir_workflows import drawn, repaired
 from lab.workflows.layout import Prompt, node
 from lab.workflows.magicface_workflows import PERSON, Made
@@ -15,6 +15,7 @@ from likeness.miniature.models import WEIGHTS
 
 NAME = "likeness/magicid"
 PLACES_TITLE, POSE_TITLE = "Who goes where", "Picture with the pose"
+PHOTOS = {"Ann": samples.WOMAN, "Bob": samples.MAN}
 NEGATIVE = "blurry, low quality, deformed"
 Places = Callable[[Prompt, int], Prompt]
 """Puts the people of a chain, whose last has this number, into a text-to-image graph."""
@@ -46,7 +47,7 @@ def photographed(names: tuple[str, ...], strength: float) -> Prompt:
     """People from the user's photos."""
     nodes: Prompt = {}
     for n, name in enumerate(names):
-        nodes[f"photo{n}"] = node("LoadImage", f"Photo of {name}", [280, 330], image="example.png")
+        nodes[f"photo{n}"] = node("LoadImage", f"Photo of {name}", [280, 330], image=PHOTOS[name])
         nodes |= person(n, name, [f"photo{n}", 0], strength)
     return nodes
 
@@ -151,7 +152,7 @@ def instantid() -> Prompt:
         "checkpoint": node("CheckpointLoaderSimple", ckpt_name=SDXL),
         **encoder(INSTANTID, "antelopev2", looks=False),
         **photographed(("Bob",), 0.8),
-        "posing": node("LoadImage", POSE_TITLE, [280, 330], image="example.png"),
+        "posing": node("LoadImage", POSE_TITLE, [280, 330], image=samples.WOMAN),
         "faces": node("LikenessDetectFaces", None, None, image=["posing", 0]),
         "landmarks": node("LikenessDrawLandmarks", landmarks=["faces", 0], style="InstantID"),
         "control": node("ControlNetLoader", "InstantID's ControlNet", control_net_name=INSTANTID_CONTROL),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from lab.workflows import samples
 from lab.workflows.layout import Prompt, node
 from lab.workflows.magicface_workflows import CAPTION, MAN, MASK_OUTPUTS, PERSON, PROMPTED, SCARF, Made
 from lab.workflows.models import SD15
@@ -175,7 +176,7 @@ def checkpoint() -> dict[str, Any]:
 
 def photo(title: str) -> dict[str, Any]:
     """The user's picture."""
-    return node("LoadImage", f"{title} (paint its mask)", [280, 330], image="example.png")
+    return node("LoadImage", f"{title} (paint its mask)", [280, 330], image=samples.MAN)
 
 
 def loaded(title: str, placeholder: str, **changes: Any) -> dict[str, Any]:
@@ -199,7 +200,7 @@ def sd_play() -> Prompt:
     graph = {**frame(512, checkpoint()), "person": loaded("The person", "S*")}
     graph |= shot("scene", "S* as an astronaut on the moon", "person", "New scene", 1, SD_SAMPLING)
     graph |= shot("expression", "a photo of S* laughing, eyes closed", "person", "Expression", 2, SD_SAMPLING)
-    graph["background"] = photo("Paint where the person goes")
+    graph["background"] = node("LoadImage", "Paint where the person goes", [280, 330], image=samples.PLACE)
     graph["encode"] = node("VAEEncode", pixels=["background", 0], vae=["checkpoint", 2])
     graph["region"] = node("SetLatentNoiseMask", samples=["encode", 0], mask=["background", 1])
     return graph | shot(

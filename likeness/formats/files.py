@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import secrets
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
@@ -39,7 +40,8 @@ def write_whole(path: Path, data: bytes) -> None:
             "Free some space or choose another folder, and save again."
         ) from cause
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # where the file could not be made, it cannot be removed either
+            temporary.unlink()
 
 
 def plain_name(name: str, source: str, ending: str = ".safetensors") -> str:

@@ -39,6 +39,12 @@ def mask_to_torch(mask: torch.Tensor, *, source: str) -> torch.Tensor:
     return flat[mask.ndim]()[:, None].float().clamp(0, 1)
 
 
+def painted(mask: torch.Tensor | None) -> torch.Tensor | None:
+    """The mask, or None where it is what *Load Image* hands on for a picture without one: zeros of 64 x 64."""
+    blank = mask is not None and mask.numel() and tuple(mask.shape[-2:]) == (64, 64) and not bool(mask.any())
+    return None if blank else mask
+
+
 def fit_size(height: int, width: int, side: int | None) -> tuple[int, int]:
     """The size a picture is brought to: as many pixels as ``side`` squared, its own shape kept; None keeps its size.
 

@@ -45,7 +45,7 @@ def render(picture: Picture, size: int = 256) -> np.ndarray:
         canvas.restore()
         for figure in picture.figures:
             _in_head_units(canvas, figure, size, draw_person)
-        if not picture.figures:
+        if picture.item is not None and not picture.figures:
             _alone(canvas, picture.item, size)
     return _style(_pixels(surface)[..., :3], picture)
 

@@ -69,7 +69,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Picture:
-    """Everything a picture shows. ``figures`` left to right; with none, ``item`` is shown alone."""
+    """Everything a picture shows. ``figures`` left to right; with none, ``item`` is shown alone, or the scene."""
 
     figures: tuple[Figure, ...]
     shot: str

@@ -56,15 +56,23 @@ def test_without_a_mask_the_node_says_so():
     assert "whole picture" in MagicFaceReference.execute(picture(), "man", 3.0).ui.value
 
 
+def test_the_mask_of_a_loaded_picture_without_one_is_none():
+    nothing = torch.zeros(1, 64, 64)  # as Load Image hands on
+    given = MagicFaceReference.execute(picture(), "man", 3.0, mask=nothing, region=nothing)
+    (concept,) = given.result[0].concepts
+    assert concept.masks is None and concept.region is None
+    assert "whole picture" in given.ui.value
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"mask": torch.zeros(1, 64, 64)}, "empty mask"),
+        ({"mask": torch.zeros(1, 32, 64)}, "empty mask"),
         ({"mask": torch.full((1, 64, 64), torch.nan)}, "NaN"),
         ({"mask": torch.ones(2, 2, 64, 64)}, "one channel"),
         ({"concept": "  "}, "no word"),
         ({"image": torch.full((1, 64, 64, 3), torch.nan)}, "NaN"),
-        ({"region": torch.zeros(1, 64, 64)}, "region.*empty mask"),
+        ({"region": torch.zeros(1, 32, 64)}, "region.*empty mask"),
         ({"mask": torch.zeros(0, 64, 64)}, "mask: got an empty batch"),
         ({"region": torch.zeros(0, 64, 64)}, "region: got an empty batch"),
         ({"image": torch.zeros(0, 64, 64, 3)}, "image: got an empty batch"),

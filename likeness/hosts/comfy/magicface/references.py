@@ -101,7 +101,7 @@ def given_concept(
     Args:
         image: IMAGE; a batch is several views of the one concept. mask: MASK of any size, one per view; any other
             number of masks is joined and holds for every view. prompt: empty = the name. region: MASK of any size;
-            several are joined.
+            several are joined. *Load Image*'s mask of a picture in which nothing is painted counts as none.
 
     Raises:
         LikenessError: no word, an empty mask or region, or values that are not finite.
@@ -115,8 +115,8 @@ def given_concept(
     pixels = images.to_torch(image).float().cpu()
     if not bool(torch.isfinite(pixels).all()):
         raise bad_input(f"{REFERENCE_NODE}: image", "NaN or infinite values", "values in 0..1", "Check the picture.")
-    masks = _concept_masks(mask, pixels, name)
-    return GivenConcept(pixels, masks, name, prompt.strip() or name, float(weight), _region(region, name))
+    masks, region = _concept_masks(images.painted(mask), pixels, name), _region(images.painted(region), name)
+    return GivenConcept(pixels, masks, name, prompt.strip() or name, float(weight), region)
 
 
 def _region(region: torch.Tensor | None, name: str) -> torch.Tensor | None:
