@@ -80,13 +80,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 # --- training ---------------------------------------------------------------------------------------------------------
 
 
-def fresh_model(pipeline: Pipeline, host: Any, places: Sequence[str], control: Any, vector: int) -> MagicIdModel:
+def fresh_model(unet: Any, host: Any, places: Sequence[str], control: Any, vector: int) -> MagicIdModel:
     """An untrained encoder with untrained identity attention: nothing changes yet."""
-    width = pipeline.unet.config.cross_attention_dim
+    width = unet.config.cross_attention_dim
     encoder = build_encoder(EncoderShape("vector", width, TOKENS, vector))
     with torch.no_grad():  # unit vectors have small components
         encoder.proj[0].weight.mul_(vector**0.5)
-    networks = {UNET: pipeline.unet, CONTROL: control}
+    networks = {UNET: unet, CONTROL: control}
     attention = {place: new_attention(networks[place], width) for place in places}
     layouts = {place: unet_layout(networks[place]) for place in places}
     return MagicIdModel(host, encoder, attention, layouts, control if CONTROL in places else None)
@@ -98,7 +98,7 @@ def made(pipeline: Pipeline, config: MagicIdTraining, vector: int, encoder: Path
     torch.manual_seed(config.seed)
     control = new_control(pipeline.unet) if CONTROL in config.places else None
     with training_host(pipeline.unet, pipeline.alphas_cumprod, control, config.checkpointing) as host:
-        model = fresh_model(pipeline, host, config.places, control, vector)
+        model = fresh_model(pipeline.unet, host, config.places, control, vector)
         if encoder is not None:
             take_encoder(model, encoder)
         yield model

@@ -64,6 +64,7 @@ GROUPS: dict[str, dict] = {
     "one at a time, inpainted": {"places": ("unet",), "inpaint": True},
     "one at a time, inpainted, pose": {"places": ("unet",), "pose": SKELETON, "inpaint": True},
     "MagicFace, the same regions": {"magicface": True},
+    "MagicFace, the same regions, pose": {"magicface": True, "pose": SKELETON},
 }
 
 
@@ -100,10 +101,10 @@ class Lab:
         side, how = self.pipeline.side, dict(how)
         truths = ground_truth(case.picture, side)
         regions = [head_ellipse(Face(t.box, 1.0), side, side) for t in truths]
-        if how.pop("magicface", False):
-            return with_magicface(self.pipeline, case, regions, seeds, self.steps, self.scale)
         pose, one_at_a_time = how.pop("pose", None), how.pop("inpaint", False)
         drawn = None if pose is None else pose_picture(truths, side, pose)
+        if how.pop("magicface", False):
+            return with_magicface(self.pipeline, case, regions, seeds, self.steps, self.scale, self.control, drawn)
         if not how.pop("regions", len(truths) > 1):
             regions = [None] * len(truths)
         people = []

@@ -7,15 +7,17 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lab.evaluation.magicface import WEIGHT
 from lab.people import Case
 from likeness.core.magicface.cache import ReferenceCache
 from likeness.core.magicface.request import MagicFaceRequest
 from likeness.core.masks import area_to_grid
+from likeness.hosts.diffusers.magicface import magicface
+from likeness.hosts.diffusers.magicid import Posed
 from likeness.hosts.diffusers.pipeline import Pipeline
-from likeness.hosts.diffusers.sampling import Denoiser, sample
+from likeness.hosts.diffusers.sampling import Denoiser, guided_denoiser, sample
 
 
 @torch.no_grad()
@@ -42,12 +44,24 @@ def inpaint(
     return torch.lerp(images, pipeline.decode(torch.lerp(known, drawn, mask)), region)
 
 
+@torch.no_grad()
 def with_magicface(
-    pipeline: Pipeline, case: Case, regions: Sequence[Tensor], seeds: Sequence[int], steps: int, scale: float
-) -> Tensor:
-    """Pictures ``B 3 H W`` of a case by MagicFace: each person's reference picture in their region ``H W``."""
+    pipeline: Pipeline, case: Case, regions: Sequence[Tensor], seeds: Sequence[int], steps: int, scale: float,
+    control: nn.Module | None = None, pose: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """Pictures ``B 3 H W`` of a case by MagicFace: each person's reference picture in their region ``H W``.
+
+    Args:
+        control: puts the heads where ``pose`` (``3 H W``) has them, in the picture itself; the references are as they
+            are. Not used without a pose.
+    """
     references = tuple(
         pipeline.reference(person.image, person.word, case.prompt, person.mask, WEIGHT, region=region)
         for person, region in zip(case.people, regions, strict=True)
     )
-    return pipeline.generate(case.prompt, seeds, MagicFaceRequest(references, cache=ReferenceCache()), steps, scale)
+    model = pipeline.unet if pose is None else Posed(pipeline.unet, control, pose, 1.0)
+    cond, uncond = (pipeline.conditioning([text]) for text in (case.prompt, ""))
+    scheduler, request = pipeline.scheduler(steps), MagicFaceRequest(references, cache=ReferenceCache())
+    with magicface(pipeline.unet, request, scheduler) as session:
+        denoise = guided_denoiser(model, cond, uncond, scale, session)
+        return pipeline.decode(sample(denoise, pipeline.noise(seeds), scheduler))

@@ -275,8 +275,8 @@ class IdentitySession:
 
 
 @dataclass(frozen=True, eq=False)
-class _Posed:
-    """A UNet with the residuals of a ControlNet on a pose picture."""
+class Posed:
+    """A UNet with the residuals of a ControlNet on a pose picture, ``3 H W`` in [0, 1] of the picture's size."""
 
     unet: nn.Module
     control: nn.Module
@@ -309,7 +309,7 @@ def denoiser(
     cond, uncond = pipeline.conditioning([prompt], size), pipeline.conditioning([negative], size)
     networks, model = {"unet": pipeline.unet}, pipeline.unet
     if control is not None and request.pose is not None:
-        networks["control"], model = control, _Posed(pipeline.unet, control, request.pose, request.pose_scale)
+        networks["control"], model = control, Posed(pipeline.unet, control, request.pose, request.pose_scale)
     scales = {"unet": request.unet_scale, "control": request.control_scale}
     sigmas = schedule_sigmas(pipeline.alphas_cumprod, scheduler.timesteps)
     with ExitStack() as stack:

@@ -71,3 +71,13 @@ def test_magicid_asks_little_of_a_gpu_however_many_people() -> None:
     assert more[magicid.OURS, 1] <= 3 * layers and more[magicid.OURS, 4] <= 7 * layers < more[magicid.LOOP, 4]
     assert {one.syncs for one in asked.values()} == {plain.syncs} and magicid.kept(asked)
     assert all(row in magicid.table(asked, {}) for row in ("| vanilla |", "| MGMICA | 4 |", "| loop | 4 |"))
+
+
+def test_magicid_benchmark_prints_the_limits(capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["--shape", "tiny", "--size", "64", "--identities", "2", "8", "--rounds", "1", "--training", "1"]
+    assert magicid.main(asked) == 0
+    printed = [[cell.strip() for cell in line.split("|")] for line in capsys.readouterr().out.splitlines()]
+    limits = {(row[1], row[2]): row[5] for row in printed if len(row) == 10}
+    assert limits["MGMICA", "2"] == "1.05" and limits["MGMICA", "8"] == limits["loop", "2"] == ""
+    trained = {row[1].split(",")[0]: row[3] for row in printed if len(row) == 6}
+    assert trained["limit: UNet forward"] == "1" and float(trained["training step"]) > 0
