@@ -6,6 +6,23 @@ import { app } from "../../scripts/app.js";
 const NODES = new Set(["LikenessDiirFaceRepair", "LikenessDetectFaces"]);
 const OUTPUT = "likeness_faces";
 const CHOICE = "which";
+// heights: of the table before a run, of its head, of a face; so many faces are in view, further ones scroll
+const EMPTY = 96, HEAD = 34, ROW = 52, MOST = 4;
+
+// The host translates nodes and inputs from locales/, but not what an extension draws.
+const WORDS = {
+  zh: {
+    "Include this face": "包含这张脸",
+    "Similarity to the person, before and after": "修复前后与此人的相似度",
+    "by the rules": "按规则",
+    "Forget the ticks": "清除勾选",
+    "No face was found.": "没有找到人脸。",
+    "face": "张人脸",
+    "faces": "张人脸",
+    "Faces appear here after a run.": "运行后，人脸会显示在这里。",
+  },
+};
+const say = (text) => WORDS[app.extensionManager?.setting?.get("Comfy.Locale")]?.[text] ?? text;
 
 const STYLE = `
 .likeness-faces { overflow: auto; height: 100%; font: 11px sans-serif; color: var(--input-text, #ddd);
@@ -47,7 +64,7 @@ function choose(node, text) {
 }
 
 function row(face, several, tick) {
-  const box = element("input", { type: "checkbox", checked: face.chosen, title: "Include this face" });
+  const box = element("input", { type: "checkbox", checked: face.chosen, title: say("Include this face") });
   box.addEventListener("change", () => tick(box.checked));
   const name = several ? `${face.picture}:${face.number}` : `${face.number}`;
   const likeness = [face.before_similarity, face.similarity].map(rounded).filter(Boolean).join(" \u2192 ");
@@ -60,7 +77,7 @@ function row(face, several, tick) {
     element("td", {}, picture(face.before)),
     element("td", {}, picture(face.after)),
     element("td", { textContent: `${Math.round(face.size)} px` }),
-    element("td", { textContent: likeness, title: "Similarity to the person, before and after" }),
+    element("td", { textContent: likeness, title: say("Similarity to the person, before and after") }),
     told,
   );
 }
@@ -74,21 +91,27 @@ function show(node, root, faces) {
       choose(node, choiceOf(faces, ticked));
     }),
   );
-  const again = element("button", { textContent: "by the rules", title: "Forget the ticks" });
+  const again = element("button", { textContent: say("by the rules"), title: say("Forget the ticks") });
   again.addEventListener("click", () => choose(node, ""));
-  const title = faces.length ? `${faces.length} face${faces.length > 1 ? "s" : ""} ` : "No face was found. ";
+  const title = faces.length ? `${faces.length} ${say(faces.length > 1 ? "faces" : "face")} ` : say("No face was found.");
   root.replaceChildren(element("div", {}, title, faces.length ? again : ""), element("table", {}, ...rows));
 }
 
 function addTable(node) {
-  const root = element("div", { className: "likeness-faces" }, element("span", { className: "quiet", textContent: "Faces appear here after a run." }));
+  const root = element("div", { className: "likeness-faces" }, element("span", { className: "quiet", textContent: say("Faces appear here after a run.") }));
   // the table is no input: neither the saved workflow nor the prompt knows of it
-  const widget = node.addDOMWidget("faces_table", "likeness_faces_table", root, { serialize: false, hideOnZoom: false, getMinHeight: () => 96 });
+  let count = 0;
+  const getMinHeight = () => Math.max(EMPTY, HEAD + ROW * Math.min(count, MOST));
+  const widget = node.addDOMWidget("faces_table", "likeness_faces_table", root, { serialize: false, hideOnZoom: false, getMinHeight });
   widget.serialize = false;
   const before = node.onExecuted;
   node.onExecuted = function (output) {
     before?.apply(this, arguments);
-    if (Array.isArray(output?.[OUTPUT])) show(this, root, output[OUTPUT]);
+    if (!Array.isArray(output?.[OUTPUT])) return;
+    show(this, root, output[OUTPUT]);
+    count = output[OUTPUT].length;
+    const least = this.computeSize()[1];
+    if (this.size[1] < least) this.setSize([this.size[0], least]);
   };
 }
 

@@ -60,6 +60,8 @@ def test_the_table_shows_the_faces_and_writes_the_choice(page: Page, server: Ser
     page.wait_for("[...document.querySelectorAll('.likeness-faces img')].every((img) => img.naturalWidth > 0)", 30)
     assert page.run("document.querySelectorAll('.likeness-faces img').length") == 4
     assert page.run(f"{BOXES}.map((box) => box.checked)") == [True, True]
+    table = "document.querySelector('.likeness-faces')"
+    page.wait_for(f"{table}.scrollHeight <= {table}.clientHeight + 1", 10)  # the node has grown: every face is in view
     _screenshot(page, server, tmp_path)
 
     page.run(f"({BOXES}[0].click(), true)")

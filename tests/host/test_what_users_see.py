@@ -117,6 +117,12 @@ def test_nodes_speak_chinese(page: Page, keep: Any) -> None:
     assert {expected["inputs"][name]["name"] for name in ("model", "references")} <= set(shown)
 
 
+@on(CHINESE)
+def test_the_face_table_speaks_chinese(page: Page) -> None:
+    load(page, json.loads(workflow_file("Demo - DIIR, a small face repaired").read_text("utf-8")))
+    assert page.run("document.querySelector('.likeness-faces').textContent") == "运行后，人脸会显示在这里。"
+
+
 @on(CANVAS, CHINESE)
 def test_a_page_of_help_shows_its_picture(page: Page, keep: Any, request: pytest.FixtureRequest) -> None:
     _, _, language = request.node.callspec.params["page"]
