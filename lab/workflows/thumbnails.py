@@ -25,6 +25,8 @@ from lab.workflows.workflow import to_api
 
 SIDE, INSET, FRAME = 512, 168, 6
 MARK = "your checkpoint"
+#: demos whose result shows something at the lower edge: what they came from stands in a column beside it, and smaller
+LOW = {"Demo - MagicFace, person and scarf"}
 #: user's template -> demo that does the same, and which of its saved pictures is shown
 TWINS = {
     "MagicFace - one person": ("Demo - MagicFace, one person", 0),
@@ -70,10 +72,10 @@ Shown = tuple[list[Image.Image], list[Image.Image]]
 def _thumbnail(name: str, shown: dict[str, Shown]) -> Image.Image:
     if name in shown:
         results, insets = shown[name]
-        return composed(results[0], insets)
+        return composed(results[0], insets, name in LOW)
     twin, number = TWINS[name]
     results, insets = shown[twin]
-    return marked(composed(results[number], insets))
+    return marked(composed(results[number], insets, twin in LOW))
 
 
 def _demo(server: Server, file: Path) -> Shown:
@@ -94,15 +96,18 @@ def _demo(server: Server, file: Path) -> Shown:
     return pictures(results), pictures(before or [*(f"input {key}" for key in inputs), *places])
 
 
-def composed(result: Image.Image, insets: list[Image.Image]) -> Image.Image:
+def composed(result: Image.Image, insets: list[Image.Image], column: bool = False) -> Image.Image:
     """A square with the result, and at most two small framed pictures in its lower left; below a wide result, three."""
     if result.width > result.height:
         return above(result, insets)
     sheet = ImageOps.fit(result.convert("RGB"), (SIDE, SIDE), Image.Resampling.LANCZOS)
     for i, picture in enumerate(insets[:2]):
-        small = ImageOps.fit(picture.convert("RGB"), (INSET, INSET), Image.Resampling.LANCZOS)
+        inset = INSET * 2 // 3 if column else INSET
+        small = ImageOps.fit(picture.convert("RGB"), (inset, inset), Image.Resampling.LANCZOS)
         framed = ImageOps.expand(small, FRAME, "white")
-        sheet.paste(framed, (FRAME + i * (framed.width + FRAME), SIDE - framed.height - FRAME))
+        along = FRAME + i * (framed.width + FRAME)
+        x, y = (FRAME, along) if column else (along, FRAME)
+        sheet.paste(framed, (x, SIDE - framed.height - y))
     return sheet
 
 
