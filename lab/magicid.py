@@ -32,6 +32,7 @@ from lab.evaluation.magicid_tables import GAP, report
 from lab.evaluation.store import PictureFile
 from lab.magicid_people import LANDMARKS, SKELETON, Size, cached
 from lab.magicid_shards import Reader
+from lab.magicid_validation import validation_sheet
 from lab.verbs import elsewhere, run_verb
 from likeness.core.errors import bad_input
 from likeness.core.magicid.encoder import EncoderShape, build_encoder
@@ -193,7 +194,8 @@ def training_parser() -> argparse.ArgumentParser:
     add("--seed", type=int, help="of every random choice (default 0)")
     add("--scenes", type=int, default=Size.scenes, help=f"drawn scenes of 4 pictures (default {Size.scenes})")
     add("--singles", type=int, default=Size.singles, help=f"other drawn pictures (default {Size.singles})")
-    add("--measure-every", type=int, default=150, help="steps between paired gaps (default 150), 0: never")
+    add("--measure-every", type=int, default=150, help="steps between paired gaps and validation pictures (default "
+                                                       "150), 0: never")  # fmt: skip
     add("--tensorboard", action="store_true", help="write TensorBoard's files, too")
     return parser
 
@@ -216,7 +218,13 @@ def run_training(argv: Sequence[str]) -> int:
         if options.resume:
             trainer.restore(state)
             log.info("going on at step %d", trainer.step)
-        train(trainer, record, state, measure_every=options.measure_every, on_measure=record.measured)
+
+        def measured(step: int, gaps: dict[str, float]) -> None:
+            record.measured(step, gaps)
+            if held_out and trainer.accelerator.is_main_process:
+                picture(trainer, pipeline, held_out, embedder, options.out / "validation")
+
+        train(trainer, record, state, measure_every=options.measure_every, on_measure=measured)
         if trainer.accelerator.is_main_process:
             log.info("saved %s", export(trainer, options.out / "magicid.safetensors", embedder))
         trainer.accelerator.end_training()
@@ -264,6 +272,18 @@ def make_trainer(
         accelerator.init_trackers("magicid")
     empty = pipeline.conditioning([""]).context[0].cpu()
     return MagicIdTrainer(config, model, samples, empty, accelerator, held_out)
+
+
+def picture(
+    trainer: MagicIdTrainer, pipeline: Pipeline, held_out: Sequence[Sample], embedder: str, folder: Path
+) -> None:  # fmt: skip
+    """What held-out people look like by the averaged weights, a sheet a measurement."""
+    folder.mkdir(exist_ok=True)
+    title = f"step {trainer.step}, {trainer.phase.name}"
+    made = validation_sheet(
+        pipeline, trainer.weights(embedder), held_out, trainer.sampler.empty, trainer.phase, title
+    )  # fmt: skip
+    made.save(folder / f"{trainer.step:07d}.jpg", quality=90)
 
 
 def export(trainer: MagicIdTrainer, path: Path, embedder: str) -> Path:

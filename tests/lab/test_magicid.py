@@ -25,6 +25,7 @@ from lab.evaluation.store import PictureFile
 from lab.idzoom.sample import landmarks_of
 from lab.magicid_people import MODES, Painter, Size, cached
 from lab.magicid_shards import Reader, members_of
+from lab.magicid_validation import validation_sheet
 from lab.people import pair_cases
 from likeness.core.errors import LikenessError
 from likeness.faces.interface import Face
@@ -32,6 +33,7 @@ from likeness.hosts.diffusers.miniature import miniature
 from likeness.miniature.models import weights_file
 from likeness.miniature.world.placed import HEADS
 from likeness.miniature.world.render import ground_truth
+from likeness.training.magicid.request import Phase
 
 
 @pytest.fixture(scope="module")
@@ -201,8 +203,25 @@ def test_train_leaves_weights_log_and_state(tmp_path, monkeypatch):
     assert (tmp_path / "magicid.safetensors").stat().st_size <= 14e6
     rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert any("gap" in row for row in rows)
+    sheets = {f"{row['step']:07d}.jpg" for row in rows if "gap" in row}
+    assert {file.name for file in (tmp_path / "validation").iterdir()} == sheets
     assert magicid.main([*common, "--steps", "4", "--resume"]) == 0
     assert magicid.main([*common, "--steps", "5", "--resume"]) == 2
+
+
+def test_validation_pictures_show_the_people_and_cost_no_random_number(drawn):
+    pipeline, weights = miniature(), magicid.load_magicid(weights_file("magicid"))
+    held_out, empty = drawn[0][:2], pipeline.conditioning([""]).context[0].cpu()
+    before = torch.get_rng_state()
+    made = {}
+    for places, modes in ((("unet",), ()), (("control",), ("skeleton",))):
+        phase = Phase("some", 1, places, modes)
+        made[places] = np.asarray(validation_sheet(pipeline, weights, held_out, empty, phase, "some"), dtype=float)
+    assert torch.equal(torch.get_rng_state(), before)
+    nobody = replace(weights, attention={})
+    plain = np.asarray(validation_sheet(pipeline, nobody, held_out, empty, Phase("some", 1, ("unet",)), "some"))
+    assert made["unet",].shape == plain.shape and np.abs(made["unet",] - plain).mean() > 1
+    assert np.abs(made["unet",] - made["control",]).mean() > 1
 
 
 def test_the_controlnet_alone_learns_beside_a_finished_encoder(tmp_path, monkeypatch):

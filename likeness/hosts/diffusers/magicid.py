@@ -23,7 +23,7 @@ from ...formats.magicid import MagicIdWeights
 from ...training.magicid.attention import TrainingCall
 from .common import transformer_blocks, unet_layout
 from .pipeline import Pipeline
-from .sampling import Denoiser, PlainSession, Rows, Session, guided_denoiser, sample
+from .sampling import Conditioning, Denoiser, PlainSession, Rows, Session, guided_denoiser, sample
 
 #: Pixels of a latent's side; pose pictures are folded by it.
 FOLD = 8
@@ -297,8 +297,8 @@ class Posed:
 
 @contextmanager
 def denoiser(
-    pipeline: Pipeline, weights: MagicIdWeights, prompt: str, request: MagicIdRequest, scheduler: Any,
-    control: nn.Module | None = None, scale: float = 5.0, negative: str = "",
+    pipeline: Pipeline, weights: MagicIdWeights, prompt: str | Conditioning, request: MagicIdRequest, scheduler: Any,
+    control: nn.Module | None = None, scale: float = 5.0, negative: str | Conditioning = "",
 ) -> Iterator[Denoiser]:  # fmt: skip
     """The model with these people for one sampling run; left as it was when the block ends.
 
@@ -306,7 +306,9 @@ def denoiser(
         scheduler: of the run, its timesteps set. The other arguments are :func:`generate`'s.
     """
     size = request.size(pipeline.side)
-    cond, uncond = pipeline.conditioning([prompt], size), pipeline.conditioning([negative], size)
+    cond, uncond = (
+        text if isinstance(text, Conditioning) else pipeline.conditioning([text], size) for text in (prompt, negative)
+    )
     networks, model = {"unet": pipeline.unet}, pipeline.unet
     if control is not None and request.pose is not None:
         networks["control"], model = control, Posed(pipeline.unet, control, request.pose, request.pose_scale)
@@ -326,14 +328,16 @@ def denoiser(
 
 @torch.no_grad()
 def generate(
-    pipeline: Pipeline, weights: MagicIdWeights, prompt: str, seeds: Sequence[int], request: MagicIdRequest,
-    control: nn.Module | None = None, steps: int = 30, scale: float = 5.0, negative: str = "",
+    pipeline: Pipeline, weights: MagicIdWeights, prompt: str | Conditioning, seeds: Sequence[int],
+    request: MagicIdRequest, control: nn.Module | None = None, steps: int = 30, scale: float = 5.0,
+    negative: str | Conditioning = "",
 ) -> Tensor:  # fmt: skip
     """Pictures ``B 3 H W`` in [0, 1] of one prompt with these people, one seed each.
 
     Args:
+        prompt, negative: texts, or what the text encoder made of them.
         control: of :func:`load_control`; needed where the request has a pose.
-        steps, scale, negative: of the sampler, the guidance, and its negative prompt.
+        steps, scale: of the sampler and the guidance.
     """
     scheduler = pipeline.scheduler(steps)
     with denoiser(pipeline, weights, prompt, request, scheduler, control, scale, negative) as denoise:
