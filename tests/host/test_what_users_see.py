@@ -120,7 +120,7 @@ def test_nodes_speak_chinese(page: Page, keep: Any) -> None:
 @on(CHINESE)
 def test_the_face_table_speaks_chinese(page: Page) -> None:
     load(page, json.loads(workflow_file("Demo - DIIR, a small face repaired").read_text("utf-8")))
-    assert page.run("document.querySelector('.likeness-faces').textContent") == "运行后，人脸会显示在这里。"
+    assert page.run("document.querySelector('.likeness-faces').textContent").startswith("运行后")
 
 
 @on(CANVAS, CHINESE)
