@@ -50,7 +50,7 @@ def tiny_text(seed: int = 0, width: int = WIDTH, **changes):
         hidden_size=width,
         intermediate_size=2 * width,
         num_hidden_layers=3,
-        num_attention_heads=4,
+        num_attention_heads=width // 8,
         max_position_embeddings=77,
         bos_token_id=0,
         eos_token_id=1,

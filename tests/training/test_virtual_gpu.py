@@ -10,10 +10,11 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from support.magicid_tiny import EMPTY, TINY, Told, tiny_model, tiny_samples
-from support.persona_tiny import config, photo, tiny_host
+from support.persona_tiny import WordTokenizer, config, photo, tiny_host, tiny_text
 from torch import nn
 
 from lab.virtual_gpu import DEVICE, Log, move, virtual_gpu
+from likeness.core.persona.clip import JointText
 from likeness.hosts.diffusers.persona import clip_text
 from likeness.hosts.diffusers.pipeline import SCHEDULE, Pipeline
 from likeness.training.magicid.request import MagicIdTraining
@@ -39,10 +40,26 @@ class Means(nn.Module):
         return nn.functional.normalize(faces.mean(dim=(2, 3)), dim=1)
 
 
+def sdxl_host() -> Pipeline:
+    """Of SDXL's layout: two joined encoders, several blocks a transformer, a pooled text and sizes told."""
+    encoders = tiny_text(0), tiny_text(1, width=64)
+    text = JointText([clip_text(one, skip=1, normalised=False) for one in encoders], (1, 0), WordTokenizer.eos)
+    unet = {
+        "cross_attention_dim": 96, "transformer_layers_per_block": [1, 2], "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 8, "projection_class_embeddings_input_dim": 64 + 6 * 8,
+    }  # fmt: skip
+    return replace(
+        tiny_host(**UNET, **unet),
+        text=text,
+        pool=lambda ids: encoders[1](input_ids=text.padded(ids, 0)).pooler_output,
+    )
+
+
 def persona_curve(device: torch.device, log: Log, host: Pipeline, **changes: Any) -> tuple[list[float], list[int]]:
     """Losses and waits of every step, those of finding the stages too."""
     if device == DEVICE:
-        host = replace(host, unet=move(host.unet), text=clip_text(move(host.text.body)))
+        for module in (host.unet, *host.text.modules):
+            move(module)
     photos = [replace(photo(i), identity=torch.eye(3)[i], box=(8.0, 8.0, 40.0, 48.0)).to(device) for i in range(2)]
     trainer = PersonaTrainer(config(steps=STEPS, **changes), host, photos, Identifier(Means()))
     losses, waits = [], []
@@ -76,6 +93,14 @@ def test_a_persona_s_step_waits_once(changes: dict[str, Any]) -> None:
         made, waits = persona_curve(DEVICE, log, hosts[1], **changes)
     assert made == pytest.approx(wanted, rel=0.05 if changes.get("precision") else CLOSE)
     assert waits[1:] == [1] * (STEPS - 1), "opening the host belongs to the first"
+
+
+def test_a_persona_on_sdxl_s_layout_waits_once_a_step() -> None:
+    wanted, _ = persona_curve(torch.device("cpu"), Log(), sdxl_host())
+    with virtual_gpu() as log:
+        made, waits = persona_curve(DEVICE, log, sdxl_host())
+    assert made == pytest.approx(wanted, rel=CLOSE)
+    assert waits[1:] == [1] * (STEPS - 1)
 
 
 def test_finding_a_persona_s_stages_mixes_no_devices() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -53,29 +54,43 @@ def put(name: str, model: Any) -> Any:
     return node.execute(model, *inputs)[0] if hasattr(node, "execute") else node().patch(model, *inputs)[0]
 
 
+@pytest.fixture(scope="module")
+def parts(parts: Any) -> Any:
+    """With a shallow UNet: every kind of layer that the nodes look for, few of each."""
+    return replace(parts, model=tiny.model(tiny.diffusers_unet(layers_per_block=1)))
+
+
+def sample(parts: Any, model: Any, positive: list, seed: int = 0) -> torch.Tensor:
+    """Two levels: one with RSA before the persona speaks, one with RBA while it does."""
+    return tiny.sample(model, positive, parts.negative, steps=2, scheduler="simple", seed=seed)
+
+
 def both(parts: Any, model: Any) -> tuple[Any, list]:
     """MagicFace and a persona on a model."""
     below = magicface.apply(parts, magicface.chain("face", mask=magicface.box()), PLAIN, model=model, alpha=0.5).model
     return comfy_persona.apply(below, parts.clip, chain(), PROMPT)
 
 
+@pytest.fixture(scope="module")
+def ours_alone(parts: Any) -> torch.Tensor:
+    """The picture without a node of the host."""
+    return sample(parts, *both(parts, parts.model))
+
+
 @pytest.mark.parametrize("name", NODES)
-def test_both_act_beside_the_hosts_node(parts: Any, name: str) -> None:
+def test_both_act_beside_the_hosts_node(parts: Any, ours_alone: torch.Tensor, name: str) -> None:
     alone = put(name, parts.model)
     ours, positive = both(parts, parts.model)
     plain = magicface.apply(parts, None, PLAIN).positive
-
-    def sample(model: Any, conditioning: list) -> torch.Tensor:
-        return tiny.sample(model, conditioning, parts.negative, steps=4)
-
-    after, before = sample(put(name, ours), positive), sample(both(parts, alone)[0], positive)
+    after, before = sample(parts, put(name, ours), positive), sample(parts, *both(parts, alone))
     assert torch.isfinite(after).all()
     torch.testing.assert_close(after, before, rtol=1e-3, atol=1e-3)
-    for other in (sample(put(name, ours), plain), sample(put(name, install(parts.model, PersonaSystem())), positive)):
-        assert (after - other).norm() > 1e-3 * after.norm(), "the persona and MagicFace act, each by itself"
+    for other in ((put(name, ours), plain), (put(name, install(parts.model, PersonaSystem())), positive)):
+        apart = (after - sample(parts, *other)).norm()
+        assert apart > 1e-3 * after.norm(), "the persona and MagicFace act, each by itself"
     if NODES[name][2]:
-        assert (after - sample(ours, positive)).norm() > 1e-3 * after.norm(), "the host's node acts"
-    assert torch.equal(sample(ours, positive), sample(*both(parts, parts.model))), "nothing of it stays behind"
+        assert (after - ours_alone).norm() > 1e-3 * after.norm(), "the host's node acts"
+    assert torch.equal(sample(parts, ours, positive), ours_alone), "nothing of it stays behind"
 
 
 @pytest.mark.parametrize("which", ["magicface", "persona"])
@@ -93,9 +108,9 @@ def test_a_compiled_model_gives_the_same_pictures(parts: Any, which: str, caplog
     set_torch_compile_wrapper(compiled, backend="eager", options=guards)
     plain = magicface.apply(parts, None, PLAIN).positive
     if which == "persona":  # MagicFace acts on any conditioning: there is no plain run with its model
-        assert torch.equal(*(tiny.sample(m, plain, parts.negative, steps=2) for m in (compiled, model)))
+        assert torch.equal(*(sample(parts, m, plain) for m in (compiled, model)))
     with caplog.at_level("INFO", logger="likeness"):
         for seed in (0, 1):
-            out, expected = (tiny.sample(m, positive, parts.negative, steps=4, seed=seed) for m in (compiled, model))
+            out, expected = (sample(parts, m, positive, seed) for m in (compiled, model))
             assert torch.equal(out, expected)
     assert caplog.text.count("without torch.compile") == 2
