@@ -32,9 +32,9 @@ def quick() -> dict:
     return graph
 
 
-@pytest.fixture(params=[False, True], ids=["canvas", "vue"])
+@pytest.fixture(scope="module", params=[False, True], ids=["canvas", "vue"])
 def page(server: Server, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
-    """The front end in each of its renderers, the workflow in it, and run once."""
+    """The front end in each of its renderers, the workflow in it and run once; the tests then use it in their order."""
     program = find_chromium()
     if program is None:
         pytest.skip("FACE TABLE NOT TESTED: no Chromium, or no Playwright to drive it: the extra 'browser'")
