@@ -195,11 +195,13 @@ class MagicFaceCall:
             return
         row, keys = self._shown_row, self.keys[block]
         tokens = self.setting.key_tokens(block)
-        grid = token_grid(self.grid, self.setting.layout.factor(block), q.shape[1])
+        factor = self.setting.layout.factor(block)
+        grid = token_grid(self.grid, factor, q.shape[1])
         allowed = None
         if self.stage == RBA:
             label = self.regions.labels([self.views[row]], grid).flatten()  # N
-            allowed = label[:, None] == tokens.concept.to(label.device)[None, :]
+            concept = self.setting.constants.get(("concepts of keys", factor), lambda: tokens.concept, label.device)
+            allowed = label[:, None] == concept[None, :]
         share = reference_share(q[row], k[row], heads, keys.in_order, allowed)
         self.recorder.look(share, grid, tokens)
 

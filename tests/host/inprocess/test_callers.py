@@ -319,9 +319,10 @@ def test_tiles_that_cannot_be_placed_are_told_once(parts: Any, caplog: pytest.Lo
     assert torch.equal(out, sample(parts, caller, parts.model, plain_prompt(parts)))
 
 
+@pytest.mark.parametrize("treatment", TREATMENTS, ids=lambda treatment: treatment.name)
 @pytest.mark.parametrize("sigmas", [[14.6], [0.0]])
-def test_one_noise_level_is_left_alone(parts: Any, sigmas: list[float]) -> None:
-    model, positive = magicface()(parts, 1.0)
+def test_one_noise_level_is_left_alone(parts: Any, treatment: Treatment, sigmas: list[float]) -> None:
+    model, positive = treatment.patch(parts, 1.0)
     outs = []
     for patched in (model, parts.model):
         guider = comfy.samplers.CFGGuider(patched)

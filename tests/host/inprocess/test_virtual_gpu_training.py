@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Iterator
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -54,10 +55,16 @@ def faces(monkeypatch: pytest.MonkeyPatch) -> FaceModels:
     return FaceModels("drawn", SimpleNamespace(name="drawn", detect=lambda images: [found] * len(images)), None)
 
 
+@pytest.fixture(scope="module")
+def parts(parts: Parts) -> Parts:
+    """With a small UNet."""
+    return replace(parts, model=tiny.model(tiny.diffusers_unet(**tiny.TWO_LEVELS)))
+
+
 @pytest.fixture
 def parts_on_card() -> Iterator[Parts]:
-    """The tiny checkpoint, its models not loaded yet."""
-    model, clip, vae = tiny.model(), tiny.clip(), tiny.vae()
+    """The same checkpoint, its models not loaded yet."""
+    model, clip, vae = tiny.model(tiny.diffusers_unet(**tiny.TWO_LEVELS)), tiny.clip(), tiny.vae()
     for patcher in (model, clip.patcher, vae.patcher):
         for_card(patcher)
     vae.device = DEVICE

@@ -25,6 +25,13 @@ UNET = {
     "attention_head_dim": 2,
     "norm_num_groups": 32,
 }
+#: For :func:`diffusers_unet`: two levels, four transformer blocks, where depth does not matter.
+TWO_LEVELS = {
+    "layers_per_block": 1,
+    "block_out_channels": (32, 64),
+    "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+}
 TEXT = {
     "vocab_size": 49408,
     "hidden_size": CONTEXT_WIDTH,

@@ -63,19 +63,12 @@ def for_card(patcher: Any) -> Any:
     return patcher
 
 
-def on_virtual_gpu(patcher: Any, dtype: torch.dtype = torch.float16, weights_there: bool = True) -> Any:
-    """A ``MODEL`` moved there, in place, its UNet in half precision.
-
-    Args:
-        weights_there: False leaves the UNet's weights on the CPU, each brought over when its layer runs, as the host
-            does with what has no room (``--lowvram``).
-    """
+def on_virtual_gpu(patcher: Any) -> Any:
+    """A ``MODEL`` moved there, in place, its UNet in half precision."""
     unet = patcher.model.diffusion_model
-    unet.to(dtype)
-    unet.dtype = dtype
-    for part in unet.modules() if not weights_there else ():
-        part.comfy_cast_weights = True
-    move(patcher.model if weights_there else patcher.model.model_sampling)
+    unet.to(torch.float16)
+    unet.dtype = torch.float16
+    move(patcher.model)
     patcher.load_device = patcher.model.device = DEVICE
     return patcher
 
@@ -107,14 +100,23 @@ def counted(log: Log, patcher: Any, positive: list, negative: list, *, steps: in
 
 
 def sampled(
-    patcher: Any, positive: list, negative: list, *, steps: int, cfg: float = 5.0, callback: Callable | None = None
+    patcher: Any,
+    positive: list,
+    negative: list,
+    *,
+    steps: int,
+    cfg: float = 5.0,
+    callback: Callable | None = None,
+    latent: torch.Tensor | None = None,
+    denoise: float = 1.0,
 ) -> torch.Tensor:
-    """Latents of a run of Euler steps."""
-    start = tiny.noise()
-    sigmas = comfy.samplers.calculate_sigmas(patcher.get_model_object("model_sampling"), "normal", steps).cpu()
+    """Latents of a run of Euler steps; with ``latent`` the last part of a run, ``denoise`` of it."""
+    start = tiny.noise() if latent is None else tiny.noise(latent.shape[-2:])
+    levels = patcher.get_model_object("model_sampling")
+    sigmas = comfy.samplers.calculate_sigmas(levels, "simple", round(steps / denoise)).cpu()[-steps - 1 :]
     return comfy.sample.sample_custom(
         patcher, start, cfg, comfy.samplers.sampler_object("euler"), sigmas, positive, negative,
-        torch.zeros_like(start), disable_pbar=True, callback=callback,
+        torch.zeros_like(start) if latent is None else latent, disable_pbar=True, callback=callback,
     )  # fmt: skip
 
 

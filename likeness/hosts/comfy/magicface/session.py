@@ -101,7 +101,7 @@ class MagicFaceSession(Session):
 
     def noise(self, latent: torch.Tensor, noise: torch.Tensor, sigma: float) -> torch.Tensor:
         """The model's own forward process: another one for flow matching than for variance-preserving models."""
-        level = torch.tensor([sigma], device=latent.device)
+        level = latent.new_full((1,), sigma, dtype=torch.float32)
         return self.base.model_sampling.noise_scaling(level, noise.to(latent, copy=True), latent)
 
     def capture(self, batch: ReferenceBatch, capture: Capture) -> None:
@@ -110,7 +110,7 @@ class MagicFaceSession(Session):
         Its options hold our own capture and nothing else: no wrappers, no patches of other packs, no ControlNet. What
         other packs did to the weights (LoRA) is in the weights.
         """
-        latents = batch.latents.to(self.device)
+        latents = batch.latents.to(self.device, non_blocking=True)
         sigma = torch.full((latents.shape[0],), batch.sigma, device=self.device, dtype=torch.float32)
         makers = {self.blocks.address[block]: _capturing(block, capture) for block in capture.blocks}
         clean = {
