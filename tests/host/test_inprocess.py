@@ -1,18 +1,26 @@
-"""Runs every file of ``inprocess/`` on every host."""
+"""Runs the files of ``inprocess/`` on every host, those of one subject (``test_<subject>_....py``) in one process."""
 
 from __future__ import annotations
 
+from itertools import groupby
 from pathlib import Path
 
 import pytest
-from support.comfy.inprocess import run_file
+from support.comfy.inprocess import run_files
 
 from lab.workflows.discovery import Host
 
-FILES = sorted((Path(__file__).parent / "inprocess").glob("test_*.py"))
+
+def subject(file: Path) -> str:
+    """The word behind ``test_``."""
+    return file.stem.split("_")[1]
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
-def test_file_passes_on_host(host: Host, file: Path) -> None:
-    done = run_file(host, file)
-    assert done.returncode == 0, f"{file.name} on {host.name}:\n{done.stdout[-6000:]}\n{done.stderr[-3000:]}"
+ALL = sorted((Path(__file__).parent / "inprocess").glob("test_*.py"))
+FILES = {name: list(files) for name, files in groupby(ALL, subject)}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_files_pass_on_host(host: Host, name: str) -> None:
+    done = run_files(host, FILES[name])
+    assert done.returncode == 0, f"{name} on {host.name}:\n{done.stdout[-6000:]}\n{done.stderr[-3000:]}"
