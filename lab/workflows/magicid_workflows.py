@@ -210,7 +210,7 @@ PLACES = (
 )
 MINIATURE: dict[str, Made] = {
     "Demo - MagicID, one person": (
-        miniature((8,), "a picture of a man wearing a red sweater, portrait, in the snow", 7, places=None),
+        miniature((35,), "a picture of a man wearing a red sweater, portrait, in the snow", 7, places=None),
         Note(
             "The person of one picture, drawn anew by what the identity encoder has read in the face.",
             RUN,
@@ -225,10 +225,10 @@ MINIATURE: dict[str, Made] = {
     ),
     "Demo - MagicID, three people": (
         miniature(
-            (20, 4, 15),
-            "a picture of a woman wearing a red sweater and a man wearing a green suit and a woman wearing a blue "
-            "dress, in the snow",
-            10, places=on_draft_posed, wide=1.5,
+            (20, 35, 22),
+            "a picture of a woman wearing a red dress and a man wearing a red sweater and a woman wearing a red dress, "
+            "in a meadow",
+            4, places=on_draft_posed, wide=1.5,
         ),
         Note(
             f"{PLACES} *Draw Landmarks* makes the draft's faces a pose, which keeps three heads apart: the identity "
@@ -239,7 +239,7 @@ MINIATURE: dict[str, Made] = {
     ),
     "Demo - MagicID, in a pose": (
         miniature(
-            (8,), "a picture of a man wearing a red sweater, half body, in the snow", 7, places=posed
+            (9,), "a picture of a man wearing a red sweater, half body, in the snow", 7, places=posed
         ),
         Note(
             "One person in the pose of another picture: where its head is, the person's head goes. Both the model and "
@@ -250,7 +250,7 @@ MINIATURE: dict[str, Made] = {
     ),
     "Demo - MagicID, then DIIR": (
         miniature(
-            (8,), "a picture of a man wearing a red sweater, full body, in the snow", 10,
+            (35,), "a picture of a man wearing a red sweater, full body, in the snow", 10,
             face="a picture of {person}, portrait",
         ),
         Note(

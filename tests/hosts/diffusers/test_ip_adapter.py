@@ -20,6 +20,7 @@ C, SIDE, SIGMA = 16, 8, 5.0
 DEEP = {"heads": 2, "depth": 4}  # diffusers takes the depth for granted
 SHAPES = {
     forms.FACEID: EncoderShape("vector", C, 4, 6),
+    forms.PORTRAIT: EncoderShape("vector", C, 16, 6),
     forms.FACEID_PLUS: EncoderShape("face", C, 4, 6, 10, **DEEP),
     forms.FACEID_PLUS_V2: EncoderShape("face", C, 4, 6, 10, **DEEP, shortcut=True),
     forms.PLUS_FACE: EncoderShape("resampler", C, 16, picture_width=10, inner=16, **DEEP),
