@@ -28,7 +28,7 @@ from lab.magicid_people import LANDMARKS
 from likeness.core.attention import merge_heads, split_heads
 from likeness.core.blocks import BlockId
 from likeness.core.magicid.projections import IdentityAttention
-from likeness.core.magicid.run import LayerKeys, MagicIdRun, PlacedIdentity, project
+from likeness.core.magicid.run import LayerKeys, MagicIdCall, MagicIdRun, PlacedIdentity, project
 from likeness.core.masks import FULL_FRAME, token_grid
 from likeness.core.schedule import stable_diffusion_alphas
 from likeness.hosts.diffusers.common import transformer_blocks, unet_layout
@@ -38,7 +38,7 @@ from likeness.training.magicid.samples import Sample
 from likeness.training.magicid.trainer import MagicIdTrainer
 
 LIMIT, TOKENS, SIGMAS = 1.05, 4, (10.0, 5.0, 0.0)
-VANILLA, OURS, LOOP = "vanilla", "MGMICA", "loop"
+VANILLA, OURS, LOOP, ALONE = "vanilla", "MGMICA", "loop", " alone"
 LIMITED = 4  # identities for which the limit is meant
 VECTOR = 512
 
@@ -91,16 +91,45 @@ def step(unet: UNet2DConditionModel, side: int, count: int = 0, way: str = VANIL
     forward = partial(unet, x, torch.tensor(500).to(device), encoder_hidden_states=text, **more)
     if way == VANILLA:
         return forward
-    attention, some = IdentityAttention(cross_widths(unet), width), people(count, width)
-    run = MagicIdRun(project(attention, some), some, unet_layout(unet), SIGMAS)
+    attention, run = placed(unet, count)
 
     def work() -> None:
         with identities(unet, attention.blocks) as slot:
-            call = run.begin(SIGMAS[0], (False, True), (side, side))
-            slot.call = call if way == OURS else Loop(run, (side, side))
+            slot.call = call(run, side, way)
             forward()
 
     work()  # as in a run, whose first step moves keys and masks to the device
+    return work
+
+
+def placed(unet: UNet2DConditionModel, count: int) -> tuple[IdentityAttention, MagicIdRun]:
+    """A run with identities, by untrained attention."""
+    width = unet.config.cross_attention_dim
+    attention, some = IdentityAttention(cross_widths(unet), width), people(count, width)
+    return attention, MagicIdRun(project(attention, some), some, unet_layout(unet), SIGMAS)
+
+
+def call(run: MagicIdRun, side: int, way: str) -> MagicIdCall | Loop:
+    """A guided call of the run."""
+    return run.begin(SIGMAS[0], (False, True), (side, side)) if way == OURS else Loop(run, (side, side))
+
+
+def added(unet: UNet2DConditionModel, side: int, count: int, way: str) -> Callable[[], object]:
+    """What identities add to a step, by itself: their attention in every layer, on random queries.
+
+    It is a hundredth of a step, which the difference of two steps' times does not show on a machine that is disturbed.
+    """
+    run, layers = placed(unet, count)[1], []
+    for path, block in transformer_blocks(unet):
+        attention, edge = unet.get_submodule(f"{path}.attn2"), -(-side // run.layout.factor(block))
+        queries = torch.randn(2, edge**2, attention.to_k.out_features).to(unet.device, unet.dtype)
+        layers.append((block, queries, attention.heads))
+
+    def work() -> None:
+        now = call(run, side, way)
+        for block, queries, heads in layers:
+            now.add(block, queries, queries, heads)
+
     return work
 
 
@@ -115,10 +144,12 @@ def demands(shape: str, side: int, dtype: torch.dtype, counts: Sequence[int]) ->
 
 def timings(shape: str, side: int, device: torch.device, dtype: torch.dtype, counts: Sequence[int], rounds: int,
             busy: bool) -> dict[tuple[str, int], Timing]:  # fmt: skip
-    """Median times of the variants, taken in turn on one UNet."""
+    """Median times of the variants, taken in turn on one UNet; under ``("MGMICA alone", n)`` what they add."""
     unet = random_unet(shape, device, dtype)
     works = {(VANILLA, 0): step(unet, side)}
-    works |= {(way, n): step(unet, side, n, way) for n in counts for way in (OURS, LOOP)}
+    ways = [(way, n) for n in counts for way in (OURS, LOOP)]
+    works |= {(way, n): step(unet, side, n, way) for way, n in ways}
+    works |= {(way + ALONE, n): added(unet, side, n, way) for way, n in ways}
     with torch.no_grad():
         return alternate(works, rounds, device, busy)
 
@@ -170,14 +201,17 @@ def training_table(found: dict[str, Timing], batch: int) -> str:
 
 def table(asked: dict[tuple[str, int], Demand], timed: dict[tuple[str, int], Timing]) -> str:
     """Markdown; without timings their columns stay empty."""
-    lines = [f"| | N | seconds | x vanilla | limit | {Demand.HEADS} |", "|---|---|---|---|---|---|---|---|"]
+    heads = f"| | N | seconds | x vanilla | limit | added alone, x vanilla | {Demand.HEADS} |"
+    lines = [heads, "|---|---|---|---|---|---|---|---|---|"]
     plain = (VANILLA, 0)
     for variant, counted in asked.items():
         way, n = variant
         taken = timed[variant].seconds if timed else 0.0
         seconds = f"{taken:.3f} | {taken / timed[plain].seconds:.3f}" if timed else "|"
         limit = LIMIT if way == OURS and n <= LIMITED else ""
-        lines.append(f"| {way} | {n or ''} | {seconds} | {limit} | {counted.columns(asked[plain])} |")
+        alone = timed.get((way + ALONE, n))
+        share = f"{alone.seconds / timed[plain].seconds:.3f}" if alone else ""
+        lines.append(f"| {way} | {n or ''} | {seconds} | {limit} | {share} | {counted.columns(asked[plain])} |")
     return "\n".join(lines)
 
 

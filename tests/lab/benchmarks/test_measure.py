@@ -77,7 +77,8 @@ def test_magicid_benchmark_prints_the_limits(capsys: pytest.CaptureFixture[str])
     asked = ["--shape", "tiny", "--size", "64", "--identities", "2", "8", "--rounds", "1", "--training", "1"]
     assert magicid.main(asked) == 0
     printed = [[cell.strip() for cell in line.split("|")] for line in capsys.readouterr().out.splitlines()]
-    limits = {(row[1], row[2]): row[5] for row in printed if len(row) == 10}
-    assert limits["MGMICA", "2"] == "1.05" and limits["MGMICA", "8"] == limits["loop", "2"] == ""
+    limits = {(row[1], row[2]): row[5:7] for row in printed if len(row) == 11}
+    assert [limits[row][0] for row in (("MGMICA", "2"), ("MGMICA", "8"), ("loop", "2"))] == ["1.05", "", ""]
+    assert limits["vanilla", ""][1] == "" and 0 < float(limits["MGMICA", "2"][1]) < 1
     trained = {row[1].split(",")[0]: row[3] for row in printed if len(row) == 6}
     assert trained["limit: UNet forward"] == "1" and float(trained["training step"]) > 0
