@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 
-import comfy.samplers
 import pytest
 import torch
 from support.comfy import tiny
+from support.comfy.agree import CFG, difference, in_comfy, scheduler
 from support.comfy.magicface import PROMPT, apply, box, chain
 
 from likeness.core.magicface.cache import ReferenceCache
 from likeness.hosts.comfy.magicface.apply import ApplyOptions, build_request
 from likeness.hosts.comfy.magicface.references import HostContext
 
-STEPS, CFG = 4, 5.0
 #: Largest difference allowed, relative to the latents' largest value: float32 on two implementations of the UNet.
 TOLERANCE = 1e-4
 
@@ -22,31 +21,6 @@ TOLERANCE = 1e-4
 @pytest.fixture(scope="module")
 def unet():
     return tiny.diffusers_unet()
-
-
-def scheduler():
-    from diffusers import DDIMScheduler
-
-    made = DDIMScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        clip_sample=False,
-        set_alpha_to_one=True,
-        timestep_spacing="trailing",
-    )
-    made.set_timesteps(STEPS)
-    return made
-
-
-def in_comfy(applied, sigmas: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-    guider = comfy.samplers.CFGGuider(applied.model)
-    guider.set_conds(applied.positive, applied.negative)
-    guider.set_cfg(CFG)
-    with torch.inference_mode():
-        sampler = comfy.samplers.sampler_object("euler")
-        out = guider.sample(noise, torch.zeros_like(noise), sampler, sigmas, disable_pbar=True, seed=0)
-        return applied.model.model.process_latent_in(out).clone()
 
 
 def in_diffusers(unet, request, positive: list, negative: list, noise: torch.Tensor) -> torch.Tensor:
@@ -79,20 +53,16 @@ def in_diffusers(unet, request, positive: list, negative: list, noise: torch.Ten
     ids=["vanilla", "rsa", "rba multiplicative", "two concepts", "regional guidance", "one placed", "both placed"],
 )
 def test_hosts_agree(parts, unet, names, regions, settings, record_property):
-    from likeness.core.schedule import schedule_sigmas
-
-    made = scheduler()
-    sigmas = torch.tensor(schedule_sigmas(made.alphas_cumprod, made.timesteps), dtype=torch.float32)
     noise = tiny.noise((16, 18), batch=2)
     references = chain(*names, mask=box(), regions=regions)
     model = tiny.model(unet)
     applied = apply(parts, references, model=model, **settings)
-    ours = in_comfy(applied, sigmas, noise)
+    ours = in_comfy(applied, scheduler(), noise)
     options = ApplyOptions(**{name: value for name, value in settings.items() if name != "alpha"})
     alpha = settings.get("alpha", 0.4)
     request = build_request(model, parts.clip, parts.vae, PROMPT, alpha, references, options)
     theirs = in_diffusers(unet, request, applied.positive, applied.negative, noise)
-    error = float((ours - theirs).abs().max() / theirs.abs().max())
+    error = difference(ours, theirs)
     record_property("largest_relative_difference", error)
     print(f"{names}: largest difference {error:.1e} of the largest value")
     assert error < TOLERANCE

@@ -5,11 +5,11 @@ from __future__ import annotations
 from contextlib import ExitStack
 from dataclasses import replace
 
-import comfy.samplers
 import pytest
 import torch
-from diffusers import ControlNetModel, DDIMScheduler
+from diffusers import ControlNetModel
 from support.comfy import tiny
+from support.comfy.agree import CFG, difference, in_comfy, scheduler
 from support.comfy.magicface import PROMPT
 from support.comfy.magicid import halves, people
 
@@ -23,7 +23,7 @@ from likeness.hosts.comfy.unet import read_unet
 from likeness.hosts.diffusers.magicid import IdentitySession, Posed, introduced
 from likeness.hosts.diffusers.sampling import Conditioning, PlainSession, guided_denoiser, sample
 
-STEPS, CFG, SIZE = 4, 5.0, (16, 24)
+SIZE = (16, 24)
 POSE = torch.rand(1, 8 * SIZE[0], 8 * SIZE[1], 3, generator=torch.Generator().manual_seed(2))
 #: Largest difference allowed, relative to the latents' largest value: float32 on two implementations of the networks.
 TOLERANCE, EFFECT = 1e-4, 1e-2
@@ -45,15 +45,6 @@ def control(unet):
     return made.eval()
 
 
-def scheduler():
-    made = DDIMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=True,
-        timestep_spacing="trailing",
-    )  # fmt: skip
-    made.set_timesteps(STEPS)
-    return made
-
-
 def three(model, control):
     """Two people and one who acts from the middle of the run, by weights that act in both networks."""
     some = people(model, 1.0, 0.7, 1.0)
@@ -70,18 +61,9 @@ def three(model, control):
     return Identities(replace(some.loaded, weights=weights), (*some.people[:2], late))
 
 
-def in_comfy(applied, sigmas, noise):
-    guider = comfy.samplers.CFGGuider(applied.model)
-    guider.set_conds(applied.positive, applied.negative)
-    guider.set_cfg(CFG)
-    with torch.inference_mode():
-        sampler = comfy.samplers.sampler_object("euler")
-        out = guider.sample(noise, torch.zeros_like(noise), sampler, sigmas, disable_pbar=True, seed=0)
-        return applied.model.model.process_latent_in(out).clone()
-
-
 @torch.no_grad()
-def in_diffusers(unet, control, some, regions, texts, made, sigmas, noise):
+def in_diffusers(unet, control, some, regions, texts, made, noise):
+    sigmas = schedule_sigmas(made.alphas_cumprod, made.timesteps)
     who, own, model = placed(some.people, regions), some.loaded.weights.own, unet
     networks = {"unet": unet}
     if control is not None:
@@ -96,14 +78,13 @@ def in_diffusers(unet, control, some, regions, texts, made, sigmas, noise):
 @pytest.mark.parametrize("placed_people", [True, False], ids=["regions", "everywhere"])
 def test_hosts_agree(parts, unet, control, posed, placed_people):
     made, noise = scheduler(), tiny.noise(SIZE, batch=2)
-    sigmas = schedule_sigmas(made.alphas_cumprod, made.timesteps)
     model, text = tiny.model(unet), encode(parts.clip, PROMPT).conditioning
     some = three(model, control)
     regions = torch.cat([halves(), torch.ones(1, 16, 16)]) if placed_people else None
     pose, how = POSE if posed else None, How(control=1.0)
-    ours = in_comfy(apply(model, some, regions, how, text, parts.negative, pose=pose), torch.tensor(sigmas), noise)
+    ours = in_comfy(apply(model, some, regions, how, text, parts.negative, pose=pose), made, noise)
     texts = (text[0][0], parts.negative[0][0])
-    theirs = in_diffusers(unet, control if posed else None, some, regions, texts, made, sigmas, noise)
-    plain = in_comfy(apply(model, None, None, How(), text, parts.negative), torch.tensor(sigmas), noise)
-    assert float((ours - theirs).abs().max() / theirs.abs().max()) < TOLERANCE
+    theirs = in_diffusers(unet, control if posed else None, some, regions, texts, made, noise)
+    plain = in_comfy(apply(model, None, None, How(), text, parts.negative), made, noise)
+    assert difference(ours, theirs) < TOLERANCE
     assert float((ours - plain).abs().max() / theirs.abs().max()) > EFFECT
