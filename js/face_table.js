@@ -100,8 +100,8 @@ function show(node, root, faces) {
 function addTable(node) {
   const root = element("div", { className: "likeness-faces" }, element("span", { className: "quiet", textContent: say("Faces appear here after a run.") }));
   // the table is no input: neither the saved workflow nor the prompt knows of it
-  let count = 0;
-  const getMinHeight = () => Math.max(EMPTY, HEAD + ROW * Math.min(count, MOST));
+  const rows = root.getElementsByTagName("tr"); // always those that are shown
+  const getMinHeight = () => Math.max(EMPTY, HEAD + ROW * Math.min(rows.length, MOST));
   const widget = node.addDOMWidget("faces_table", "likeness_faces_table", root, { serialize: false, hideOnZoom: false, getMinHeight });
   widget.serialize = false;
   const before = node.onExecuted;
@@ -109,7 +109,6 @@ function addTable(node) {
     before?.apply(this, arguments);
     if (!Array.isArray(output?.[OUTPUT])) return;
     show(this, root, output[OUTPUT]);
-    count = output[OUTPUT].length;
     const least = this.computeSize()[1];
     if (this.size[1] < least) this.setSize([this.size[0], least]);
   };
