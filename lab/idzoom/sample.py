@@ -19,6 +19,7 @@ from likeness.faces.geometry import crop_square
 from likeness.faces.interface import Face
 from likeness.faces.keypoints import Pose
 
+from .annotations import keypoint_of, landmarks_of
 from .annotators import Annotators
 from .filters import perceptual_hash, sharpness
 from .places import Place
@@ -92,7 +93,7 @@ def annotate(
         "caption": caption_by, "mask": heads[0][0], "source": place.name,
     }  # fmt: skip
     members = {**_image(photo), **_faces(photo, faces, [mask for _, mask in heads])}
-    members["landmarks.json"] = _json(landmarks_of(faces, photo))
+    members["landmarks.json"] = _json(landmarks_of(faces, photo.image.width, photo.image.height))
     if pose is not None:
         members["skeleton.png"] = _png(draw_people(pose.people, pose.height, pose.width, OPENPOSE))
         members["pose.json"] = _json(keypoint_of(pose))
@@ -158,35 +159,6 @@ def _faces(photo: Photo, faces: Sequence[Face], heads: Sequence[Tensor]) -> dict
     buffer = io.BytesIO()
     np.save(buffer, stack, allow_pickle=False)
     return {**members, "embedding.npy": buffer.getvalue()}
-
-
-def landmarks_of(faces: Sequence[Face], photo: Photo) -> dict[str, Any]:
-    """The faces as JSON: box, five and dense landmarks in pixels of the picture, the largest face first."""
-    found = [
-        {
-            "box": _rounded(torch.tensor(face.box)), "score": round(face.score, 4), "tilt": round(face.tilt, 2),
-            "five": None if face.landmarks is None else _rounded(face.landmarks),
-            "dense": None if face.dense is None else _rounded(face.dense),
-        }
-        for face in faces
-    ]  # fmt: skip
-    return {"width": photo.image.width, "height": photo.image.height, "faces": found}
-
-
-def keypoint_of(pose: Pose) -> list[dict[str, Any]]:
-    """A pose as POSE_KEYPOINT: one frame, coordinates in pixels, zeros for what is not known."""
-    people = [{"pose_keypoints_2d": _flat(one.body), "face_keypoints_2d": _flat(one.face)} for one in pose.people]
-    return [{"people": people, "canvas_width": pose.width, "canvas_height": pose.height}]
-
-
-def _flat(points: Tensor) -> list[float]:
-    known = torch.isfinite(points).all(dim=1, keepdim=True)
-    rows = torch.cat([torch.where(known, points, 0.0), known.float()], dim=1)
-    return [round(value, 2) for value in rows.flatten().tolist()]
-
-
-def _rounded(values: Tensor) -> list:
-    return torch.round(values.float().cpu(), decimals=2).tolist() if values.dim() < 2 else [_rounded(v) for v in values]
 
 
 def _json(value: object) -> bytes:

@@ -22,7 +22,7 @@ from lab.evaluation.magicid_rivals import inpaint
 from lab.evaluation.magicid_sheet import PEOPLE, WAYS, sheet_of
 from lab.evaluation.magicid_tables import bars, group_table, report, single_table
 from lab.evaluation.store import PictureFile
-from lab.idzoom.sample import landmarks_of
+from lab.idzoom.annotations import landmarks_of
 from lab.magicid_people import MODES, Painter, Size, cached
 from lab.magicid_shards import Reader, members_of
 from lab.magicid_validation import validation_sheet
@@ -87,13 +87,6 @@ def test_placed_people_lie_apart_and_in_the_picture(people):
 # --- what the data engine writes --------------------------------------------------------------------------------------
 
 
-class _Photo:
-    """As the engine's, for the size alone."""
-
-    def __init__(self, image: Image.Image) -> None:
-        self.image = image
-
-
 def members(width: int = 96, height: int = 64, embedder: str = "miniature") -> dict[str, bytes]:
     """A sample with two faces, the largest first and to the right."""
     faces = [Face((52.0, 10.0, 76.0, 44.0), 0.9, torch.rand(5, 2) * 20 + 50), Face((18.0, 20.0, 30.0, 38.0), 0.8)]
@@ -107,7 +100,7 @@ def members(width: int = 96, height: int = 64, embedder: str = "miniature") -> d
         out[ending] = png(mask)
     buffer = io.BytesIO()
     np.save(buffer, np.eye(2, 128, dtype=np.float32))
-    told = landmarks_of(faces, _Photo(Image.fromarray(pixels)))
+    told = landmarks_of(faces, width, height)
     return {**out, "embedding.npy": buffer.getvalue(), "landmarks.json": json.dumps(told).encode(),
             "json": json.dumps({"embedder": embedder}).encode()}  # fmt: skip
 

@@ -63,3 +63,16 @@ def test_pip_s_own_parser_serves_before_anything_is_installed() -> None:
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "skia-python" in done.stdout and "pytest>=8" in done.stdout
+
+
+def test_without_the_extras_every_test_can_be_collected() -> None:
+    """``run.py test`` on a fresh machine: it installs neither the data engine nor what draws plots."""
+    absent = ["ray", "pyarrow", "webdataset", "braceexpand", "imagehash", "cleanfid", "matplotlib", "tensorboard"]
+    code = (
+        f"import sys; sys.modules.update(dict.fromkeys({absent}))\n"
+        "import pytest\n"
+        "sys.exit(pytest.main(['-q', '--collect-only', '-p', 'no:cacheprovider', '--ignore=tests/host']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:]
+    assert "NOT RUN: the data engine's tests, for lack of ray" in done.stdout
